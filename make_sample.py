@@ -1,0 +1,123 @@
+"""Makes sessions whose next click can be learned: the sample of this project, or a large one.
+
+    python make_sample.py --output_dir .            # what is committed here, byte by byte
+    python make_sample.py --output_dir /tmp/large --num_items 100000 --train_sessions 1000000
+
+A reader has a topic, now and then another one. The next click is an article that follows the last
+one, an earlier one again, or a popular one of the topic. Nobody's data is in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import numpy as np
+
+TOPICS = ("economy", "elections", "football", "tennis", "cinema", "music", "health", "climate",
+          "space", "science", "travel", "food", "books", "theatre", "schools", "traffic",
+          "weather", "courts", "cities", "energy")
+REPEAT, FOLLOW, SWITCH = 0.10, 0.55, 0.05  # probabilities of a click; the rest goes by popularity
+FOLLOWERS = 3  # articles that often come after a given one
+MEAN_LENGTH, MAX_LENGTH = 6, 50
+
+
+def make_sessions(num_sessions, num_items, seed):
+    """Sessions of 2 to MAX_LENGTH clicks.
+
+    Returns items <int32>[clicks], ids 0..num_items-1, all sessions end to end, and offsets
+    <int64>[num_sessions + 1]. Time and memory grow with the clicks, not with num_items.
+    """
+    random = np.random.default_rng(seed)
+    num_topics = min(len(TOPICS), num_items)
+    lengths = np.minimum(1 + random.geometric(1 / (MEAN_LENGTH - 1), num_sessions), MAX_LENGTH)
+    offsets = np.zeros(num_sessions + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    items = np.empty(offsets[-1], np.int32)
+    topic = random.integers(0, num_topics, num_sessions)
+    active = np.arange(num_sessions)
+    for step in range(int(lengths.max(initial=0))):
+        active = active[lengths[active] > step]
+        at = offsets[active] + step
+        switch = random.random(len(active)) < SWITCH
+        topic[active[switch]] = random.integers(0, num_topics, int(switch.sum()))
+        clicked = _popular(random, topic[active], num_items, num_topics)
+        if step:
+            kind = random.random(len(active))
+            follow = (kind < FOLLOW) & ~switch
+            clicked[follow] = _follower(random, items[at[follow] - 1], num_items, num_topics)
+            repeat = kind > 1 - REPEAT
+            back = random.integers(1, step + 1, int(repeat.sum()))
+            clicked[repeat] = items[at[repeat] - back]
+        items[at] = clicked
+    return items, offsets
+
+
+def _popular(random, topic, num_items, num_topics):
+    """Topic t owns the items t, t + num_topics, ...; of n the k-th is drawn about as 1 / k."""
+    owned = (num_items - 1 - topic) // num_topics + 1
+    place = np.minimum(owned ** random.random(len(topic)), owned) - 1
+    return topic + num_topics * place.astype(np.int64)
+
+
+def _follower(random, item, num_items, num_topics):
+    """One of the few articles of the same topic that a given article leads to."""
+    topic = item % num_topics
+    owned = (num_items - 1 - topic) // num_topics + 1
+    jump = 1 + random.integers(0, FOLLOWERS, len(item))
+    return topic + num_topics * ((item // num_topics + jump ** 2) % owned)
+
+
+def write_sessions(path, items, offsets):
+    """A session a line, ids with a blank between."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    ids = items.astype(str)
+    with open(path, "w", encoding="utf-8", newline="\n") as f:
+        for begin, end in zip(offsets[:-1], offsets[1:]):
+            f.write(" ".join(ids[begin:end]) + "\n")
+
+
+def write_sample(output_dir, num_items, train_sessions, test_sessions, seed):
+    """Writes train_data/, test_data/, vocab.txt and items.txt under output_dir."""
+    items, offsets = make_sessions(train_sessions + test_sessions, num_items, seed)
+    write_sessions(os.path.join(output_dir, "train_data", "sessions.txt"), items,
+                   offsets[:train_sessions + 1])
+    write_sessions(os.path.join(output_dir, "test_data", "sessions.txt"), items,
+                   offsets[train_sessions:])
+    with open(os.path.join(output_dir, "vocab.txt"), "w", encoding="utf-8", newline="\n") as f:
+        f.write(f"{num_items}\n")
+    with open(os.path.join(output_dir, "items.txt"), "w", encoding="utf-8", newline="\n") as f:
+        for item in range(num_items):
+            place, topic = divmod(item, len(TOPICS))
+            f.write(f"n{item:04d}\t{TOPICS[topic]}, article {place + 1}\n")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Sessions to try the scripts on",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--output_dir", default=".", help="where the files are written")
+    parser.add_argument("--num_items", type=int, default=500)
+    parser.add_argument("--train_sessions", type=int, default=800)
+    parser.add_argument("--test_sessions", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args(argv)
+    if args.num_items < 2 or min(args.train_sessions, args.test_sessions) < 1 or args.seed < 0:
+        parser.error("at least 2 items and 1 session of each kind are needed, and a seed from 0 on")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        write_sample(args.output_dir, args.num_items, args.train_sessions, args.test_sessions,
+                     args.seed)
+    except OSError as error:
+        print(f"make_sample.py: error: cannot write {error.filename}: {error.strerror}",
+              file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

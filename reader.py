@@ -1,0 +1,320 @@
+"""Session files -> batches of (sequence, positive item, negative items).
+
+A data set is two arrays: ``items``, the clicks of all sessions end to end, and ``offsets``, where
+each session begins. A batch has the same form (what fluid called a LoD tensor): all clicks of its
+sequences end to end and the length of each, so that there is no padding to compute or to mask.
+
+    dataset = construct_train_data("train_data", "vocab.txt")
+    for batch in dataset.train(batch_size=50, seed=0, epoch=1):
+        batch.clicks, batch.lengths, batch.positive, batch.negative
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from typing import Iterator, NamedTuple, Optional
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+BLOCK_BYTES = 4 << 20  # of text parsed at a time: the working set of the parser, not of the data
+CACHE_BYTES = 16 << 20  # text of this size takes a second to parse: from here on it is cached
+CACHE_VERSION = 1
+
+# What each byte of a session file is. Everything that is no digit and no white space is an error.
+_DIGIT, _SPACE, _NEWLINE, _OTHER = range(4)
+_KIND = np.full(256, _OTHER, np.uint8)
+_KIND[ord("0"): ord("9") + 1] = _DIGIT
+_KIND[np.frombuffer(b" \t\r\v\f", np.uint8)] = _SPACE
+_KIND[ord("\n")] = _NEWLINE
+_MAX_DIGITS = 18  # what int64 surely holds
+
+
+class DataError(ValueError):
+    """A fault in the user's data; its message says in which file and line, and what to do."""
+
+
+class Batch(NamedTuple):
+    """Some sessions, cut into what was clicked and what is to be predicted.
+
+    clicks: <int64>[clicks], the sequences end to end
+    lengths: <int64>[batch], clicks per sequence, each at least 1
+    positive: <int64>[batch], the item that was clicked next
+    negative: <int64>[batch], an item that was not, or None outside of training
+    """
+
+    clicks: np.ndarray
+    lengths: np.ndarray
+    positive: np.ndarray
+    negative: Optional[np.ndarray]
+
+
+def ragged_arange(starts, lengths):
+    """The integers starts[i] .. starts[i] + lengths[i] - 1 of each i, end to end.
+
+    starts, lengths: <int64>[n] -> <int64>[sum of lengths]
+    """
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+class YoochooseDataset:
+    """The sessions of a directory, in memory at 4 bytes a click and 8 a session.
+
+    items: <int32>[clicks], item ids 0..vocab_size-1, all sessions end to end
+    offsets: <int64>[sessions + 1], session i is items[offsets[i]:offsets[i + 1]]
+    short: how many lines held fewer than two ids; they are left out
+    """
+
+    def __init__(self, items, offsets, vocab_size, short=0):
+        self.items = items
+        self.offsets = offsets
+        self.vocab_size = vocab_size
+        self.short = short
+
+    def __len__(self):
+        return len(self.offsets) - 1
+
+    def item_clicks(self):
+        """<int32>[vocab_size]: how often each item was clicked."""
+        return np.bincount(self.items, minlength=self.vocab_size).astype(np.int32)
+
+    def num_steps(self, batch_size, world_size=1):
+        """Steps of an epoch, the same on every rank. One device takes the remainder as a smaller
+        batch; several leave it out, since all of them must run the same number of equal steps."""
+        whole, rest = divmod(len(self), batch_size * world_size)
+        return whole + (world_size == 1 and rest > 0)
+
+    def train(self, batch_size, seed, epoch, max_len=None, rank=0, world_size=1) -> Iterator[Batch]:
+        """Batches of one epoch, in an order that depends on (seed, epoch) alone.
+
+        The last click of a session is its positive; its negative is drawn uniformly from all other
+        items. The global batch of batch_size * world_size sessions and its negatives are the same
+        whatever world_size is; a rank takes every world_size-th session of it.
+
+        batch_size: sessions a step and rank
+        max_len: the newest clicks that are kept of a sequence, None for all
+        """
+        random = np.random.default_rng([seed, epoch])
+        order = random.permutation(np.arange(len(self), dtype=np.int32))
+        size = batch_size * world_size
+        for step in range(self.num_steps(batch_size, world_size)):
+            chosen = order[step * size:(step + 1) * size]
+            # Uniform over the V-1 other items: the ids from the positive on move up by one.
+            draws = random.integers(0, self.vocab_size - 1, len(chosen))
+            batch = self._batch(chosen[rank::world_size], max_len)
+            negative = draws[rank::world_size]
+            yield batch._replace(negative=negative + (negative >= batch.positive))
+
+    def test(self, batch_size, max_len=None) -> Iterator[Batch]:
+        """All sessions in file order, without negatives."""
+        for start in range(0, len(self), batch_size):
+            yield self._batch(np.arange(start, min(start + batch_size, len(self))), max_len)
+
+    def _batch(self, chosen, max_len):
+        starts, last = self.offsets[chosen], self.offsets[chosen + 1] - 1
+        if max_len is not None:
+            starts = np.maximum(starts, last - max_len)
+        lengths = last - starts
+        clicks = self.items[ragged_arange(starts, lengths)].astype(np.int64)
+        return Batch(clicks, lengths, self.items[last].astype(np.int64), None)
+
+
+def get_vocab_size(vocab_path):
+    """The number of items, from the first line of vocab_path. Raises DataError."""
+    try:
+        with open(vocab_path, encoding="utf-8-sig") as f:
+            line = f.readline().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the vocabulary {vocab_path}: {_reason(error)}; its first "
+                        "line is the number of items (preprocess.py writes it)") from error
+    if not (line.isascii() and line.isdigit()):
+        raise DataError(f"{vocab_path}, line 1: {line[:40]!r} is not a number of items")
+    if int(line) < 2:
+        raise DataError(f"{vocab_path}, line 1: {line} items; at least 2 are needed, one to be "
+                        "clicked and one not to be")
+    return int(line)
+
+
+def construct_train_data(file_dir, vocab_path) -> YoochooseDataset:
+    """The sessions under file_dir to train on. Raises DataError."""
+    return load_sessions(file_dir, get_vocab_size(vocab_path))
+
+
+def construct_test_data(file_dir, vocab_path) -> YoochooseDataset:
+    """The sessions under file_dir to evaluate on. Raises DataError."""
+    return load_sessions(file_dir, get_vocab_size(vocab_path))
+
+
+def load_sessions(file_dir, vocab_size) -> YoochooseDataset:
+    """Reads every file of a directory, in the order of their names, hidden ones left out.
+
+    A file is UTF-8 text, a session a line, item ids 0..vocab_size-1 in click order with white
+    space between. Large directories are cached in FILE_DIR/.cache and memory-mapped from there.
+    Raises DataError, which names file, line and token, for anything that is not such a line.
+    """
+    files = _session_files(file_dir)
+    stamp = _stamp(files)
+    dataset = _from_cache(file_dir, stamp, vocab_size)
+    if dataset is None:
+        dataset = _from_text(files, vocab_size)
+        if sum(size for _, size, _ in stamp["files"]) >= CACHE_BYTES:
+            _to_cache(file_dir, stamp, dataset)
+    if not len(dataset):
+        raise DataError(f"{file_dir}: no line holds two item ids or more; a session is a line of "
+                        "ids with white space between")
+    if dataset.short:
+        logger.info("%s: %d lines of fewer than two ids were left out", file_dir, dataset.short)
+    return dataset
+
+
+def _session_files(file_dir):
+    try:
+        names = sorted(name for name in os.listdir(file_dir) if not name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot read the directory {file_dir}: {_reason(error)}") from error
+    files = [os.path.join(file_dir, name) for name in names]
+    files = [path for path in files if not os.path.isdir(path)]
+    if not files:
+        raise DataError(f"the directory {file_dir} holds no files; preprocess.py makes them")
+    return files
+
+
+def _reason(error):
+    return getattr(error, "strerror", None) or str(error)
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def _from_text(files, vocab_size):
+    parts, counts = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    short = 0
+    for path in files:
+        for items, lengths in _parse_file(path, vocab_size):
+            keep = lengths >= 2
+            short += int(len(keep) - keep.sum())
+            parts.append(items[np.repeat(keep, lengths)])
+            counts.append(lengths[keep].astype(np.int32))
+    items = np.concatenate(parts)
+    del parts
+    offsets = np.zeros(sum(map(len, counts)) + 1, np.int64)
+    np.cumsum(np.concatenate(counts), out=offsets[1:])
+    return YoochooseDataset(items, offsets, vocab_size, short)
+
+
+def _parse_file(path, vocab_size):
+    """Yields (items <int32>[clicks], lengths <int64>[lines]) of one block of whole lines after
+    the other."""
+    line = 1
+    try:
+        with open(path, "rb") as f:
+            rest = f.read(3)
+            rest = b"" if rest == b"\xef\xbb\xbf" else rest  # the UTF-8 byte order mark
+            while True:
+                read = f.read(BLOCK_BYTES)
+                block = rest + (read or b"\n")
+                cut = block.rfind(b"\n") + 1
+                block, rest = block[:cut], block[cut:]
+                if cut:
+                    items, lengths = _parse_block(block, path, line, vocab_size)
+                    # The newline added at the end of the file is not a line of it.
+                    yield items, lengths if read or lengths[-1] else lengths[:-1]
+                    line += len(lengths)
+                if not read:
+                    return
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {_reason(error)}") from error
+
+
+def _parse_block(block, path, first_line, vocab_size):
+    """All digits of a block at once: where tokens begin and end, then a place value at a time."""
+    data = np.frombuffer(block, np.uint8)
+    kind = _KIND[data]
+    if (kind == _OTHER).any():
+        raise _bad_token(block, int(np.argmax(kind == _OTHER)), path, first_line)
+    edges = np.diff((kind == _DIGIT).view(np.int8), prepend=np.int8(0))
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    widths = ends - starts
+    values = np.zeros(len(starts), np.int64)
+    rest = np.arange(len(starts))
+    for place in range(min(int(widths.max(initial=0)), _MAX_DIGITS)):
+        values[rest] += (data[ends[rest] - 1 - place] - np.int64(ord("0"))) * 10 ** place
+        rest = rest[widths[rest] > place + 1]
+    wrong = (values >= vocab_size) | (widths > _MAX_DIGITS)
+    if wrong.any():
+        at = int(starts[np.argmax(wrong)])
+        token, line = _token_at(block, at, first_line)
+        raise DataError(f"{path}, line {line}: item id {token.decode()} is not below the number "
+                        f"of items, {vocab_size}; is the vocabulary file that of this data?")
+    before = np.searchsorted(starts, np.flatnonzero(kind == _NEWLINE))
+    return values.astype(np.int32), np.diff(before, prepend=0)
+
+
+def _token_at(block, at, first_line):
+    """The whole token around a position and the line it stands in."""
+    line_start = block.rfind(b"\n", 0, at) + 1
+    head = block[line_start:at].split(None)
+    begin = at if not head or block[at - 1: at].isspace() else at - len(head[-1])
+    return block[begin:].split(None, 1)[0], first_line + block.count(b"\n", 0, at)
+
+
+def _bad_token(block, at, path, first_line):
+    token, line = _token_at(block, at, first_line)
+    try:
+        text = token.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        return DataError(f"{path}, line {line}: not UTF-8 text; a session file holds a session a "
+                         "line, item ids with white space between")
+    what = "a negative id" if text[0] == "-" and text[1:].isdigit() else "not an item id"
+    return DataError(f"{path}, line {line}: {text[:40]!r} is {what}; ids are numbers from 0 on "
+                     "(preprocess.py makes them from raw ids)")
+
+
+# --- cache --------------------------------------------------------------------------------------
+
+
+def _stamp(files):
+    """What a cache was made from; any difference makes it worthless."""
+    stats = [(os.path.basename(path), os.stat(path)) for path in files]
+    return {"version": CACHE_VERSION,
+            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
+
+
+def _from_cache(file_dir, stamp, vocab_size):
+    cache = os.path.join(file_dir, ".cache")
+    try:
+        with open(os.path.join(cache, "source.json"), encoding="utf-8") as f:
+            source = json.load(f)
+        if source["stamp"] != stamp or source["max_id"] >= vocab_size:
+            return None  # in the second case the text says in which line
+        arrays = [np.load(os.path.join(cache, name), mmap_mode="r")
+                  for name in ("items.npy", "offsets.npy")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return YoochooseDataset(*arrays, vocab_size, source["short"])
+
+
+def _to_cache(file_dir, stamp, dataset):
+    """Best effort: a directory that cannot be written is parsed again the next time."""
+    cache = os.path.join(file_dir, ".cache")
+    temporary = f"{cache}.{os.getpid()}"
+    try:
+        os.mkdir(temporary)
+        np.save(os.path.join(temporary, "items.npy"), dataset.items)
+        np.save(os.path.join(temporary, "offsets.npy"), dataset.offsets)
+        source = {"stamp": stamp, "short": dataset.short,
+                  "max_id": int(dataset.items.max(initial=0))}
+        with open(os.path.join(temporary, "source.json"), "w", encoding="utf-8") as f:
+            json.dump(source, f)
+        shutil.rmtree(cache, ignore_errors=True)
+        os.rename(temporary, cache)
+    except OSError as error:
+        logger.info("%s: not cached: %s", file_dir, _reason(error))
+        shutil.rmtree(temporary, ignore_errors=True)

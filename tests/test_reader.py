@@ -1,0 +1,199 @@
+"""Session files, the arrays in memory, batches."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import reader
+
+
+def write(directory, **files):
+    directory.mkdir(exist_ok=True)
+    for name, content in files.items():
+        mode = "wb" if isinstance(content, bytes) else "w"
+        with open(directory / f"{name}.txt", mode, **({} if mode == "wb" else {"newline": ""})) as f:
+            f.write(content)
+    return str(directory)
+
+
+def sessions_of(dataset):
+    return [list(map(int, dataset.items[a:b]))
+            for a, b in zip(dataset.offsets[:-1], dataset.offsets[1:])]
+
+
+SESSIONS = st.lists(st.lists(st.integers(0, 999), max_size=7), min_size=1, max_size=40)
+BLANKS = st.text(" \t\v\f", max_size=2)
+
+
+@settings(deadline=None, max_examples=150)
+@given(SESSIONS, BLANKS, st.sampled_from([" ", "\t", "  ", " \t "]), st.sampled_from(["\n", "\r\n"]),
+       st.booleans(), st.booleans(), st.integers(8, 64))
+def test_reads_back_what_was_written(tmp_path_factory, sessions, blank, between, newline, bom, last,
+                                     block):
+    """Whatever the white space, the end of the lines, the last newline, the mark at the start and
+    the size of the blocks that the parser takes."""
+    lines = [blank + between.join(map(str, session)) + blank for session in sessions]
+    text = ("\ufeff" if bom else "") + newline.join(lines) + (newline if last else "")
+    directory = write(tmp_path_factory.mktemp("data"), one=text.encode())
+    expected = [session for session in sessions if len(session) >= 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "BLOCK_BYTES", block)
+        if not expected:
+            with pytest.raises(reader.DataError, match="no line holds two item ids"):
+                reader.load_sessions(directory, 1000)
+            return
+        dataset = reader.load_sessions(directory, 1000)
+    assert sessions_of(dataset) == expected
+    # An empty line without a newline at the end of a file is no line.
+    ended = bool(last or lines[-1])
+    assert dataset.short == len(sessions) - len(expected) - (not ended)
+    assert dataset.items.dtype == np.int32 and dataset.offsets.dtype == np.int64
+
+
+@settings(deadline=None, max_examples=150)
+@given(SESSIONS.filter(lambda s: any(s)), st.data(),
+       st.sampled_from(["word", "-3", "1000", "1.5", "99999999999999999999", "7,8", "Ａ", "\x00",
+                        b"\xff\xfe", "４"]), st.integers(8, 64))
+def test_names_the_line_and_token_of_anything_else(tmp_path_factory, sessions, data, bad, block):
+    line = data.draw(st.sampled_from([i for i, session in enumerate(sessions) if session]))
+    place = data.draw(st.integers(0, len(sessions[line]) - 1))
+    tokens = [[str(i).encode() for i in session] for session in sessions]
+    tokens[line][place] = bad if isinstance(bad, bytes) else bad.encode()
+    text = b"\n".join(b" ".join(session) for session in tokens)
+    directory = write(tmp_path_factory.mktemp("data"), bad=text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "BLOCK_BYTES", block)
+        with pytest.raises(reader.DataError) as error:
+            reader.load_sessions(directory, 1000)
+    message = str(error.value)
+    assert f"bad.txt, line {line + 1}: " in message
+    if isinstance(bad, bytes) or bad == "\x00":
+        assert "not UTF-8 text" in message
+    else:
+        assert bad in message
+
+
+def test_files_are_read_in_the_order_of_their_names_and_hidden_ones_left_out(tmp_path):
+    directory = write(tmp_path / "d", b="3 4\n", a="1 2", c="5 6")
+    (tmp_path / "d" / ".hidden").write_text("no session")
+    assert sessions_of(reader.load_sessions(directory, 10)) == [[1, 2], [3, 4], [5, 6]]
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda d: None, "cannot read the directory"),
+    (lambda d: d.mkdir(), "holds no files"),
+    (lambda d: write(d, a="1\n\n2\n"), "no line holds two item ids"),
+    (lambda d: write(d, a=""), "no line holds two item ids"),
+])
+def test_directories_without_sessions(tmp_path, make, message):
+    make(tmp_path / "data")
+    with pytest.raises(reader.DataError, match=message):
+        reader.load_sessions(str(tmp_path / "data"), 10)
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, "cannot read the vocabulary"), ("", "not a number"), ("many", "not a number"),
+    ("-5", "not a number"), ("1", "at least 2"), (b"\xff\xfe4\x00", "cannot read the vocabulary"),
+])
+def test_vocabulary_errors(tmp_path, content, message):
+    path = tmp_path / "vocab.txt"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(reader.DataError, match=message):
+        reader.get_vocab_size(str(path))
+
+
+def test_vocabulary_is_the_first_line(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\ufeff 17 \r\nrest")
+    assert reader.get_vocab_size(str(tmp_path / "vocab.txt")) == 17
+
+
+def make_dataset(num_sessions=103, vocab_size=50, seed=0, longest=9):
+    random = np.random.default_rng(seed)
+    lengths = random.integers(2, longest, num_sessions)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return reader.YoochooseDataset(random.integers(0, vocab_size, offsets[-1]).astype(np.int32),
+                                   offsets, vocab_size)
+
+
+def rows(batch):
+    """(sequence, positive, negative) of each session of a batch."""
+    ends = np.cumsum(batch.lengths)
+    return [(tuple(batch.clicks[end - n:end].tolist()), int(positive), int(negative))
+            for end, n, positive, negative in zip(ends, batch.lengths, batch.positive,
+                                                  batch.negative)]
+
+
+def test_an_epoch_holds_every_session_once():
+    dataset = make_dataset()
+    batches = list(dataset.train(10, seed=1, epoch=1))
+    assert len(batches) == dataset.num_steps(10) == 11
+    got = sorted((*sequence, positive) for batch in batches for sequence, positive, _ in rows(batch))
+    assert got == sorted(map(tuple, sessions_of(dataset)))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        return [row for batch in make_dataset().train(10, seed, epoch) for row in rows(batch)]
+    assert order(1, 2) == order(1, 2)
+    assert order(1, 2) != order(1, 3) and order(1, 2) != order(2, 2)
+
+
+def test_a_negative_is_uniform_over_all_other_items():
+    dataset = make_dataset(num_sessions=6000, vocab_size=5)
+    counts = np.zeros((5, 5))
+    for batch in dataset.train(100, seed=0, epoch=1):
+        np.add.at(counts, (batch.positive, batch.negative), 1)
+    assert (np.diag(counts) == 0).all()
+    share = counts / counts.sum(1, keepdims=True)
+    assert np.abs(share - (1 - np.eye(5)) / 4).max() < 0.06
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 10])
+def test_ranks_share_the_batches_of_one_process(world_size):
+    dataset = make_dataset()
+    whole = list(dataset.train(4 * world_size, seed=3, epoch=2))
+    parts = [list(dataset.train(4, 3, 2, None, rank, world_size)) for rank in range(world_size)]
+    steps = dataset.num_steps(4, world_size)
+    assert [len(part) for part in parts] == [steps] * world_size
+    assert steps == len(dataset) // (4 * world_size)
+    for step in range(steps):
+        shares = [rows(part[step]) for part in parts]
+        assert all(len(share) == 4 for share in shares)
+        assert sorted(sum(shares, [])) == sorted(rows(whole[step]))
+
+
+def test_max_len_keeps_the_newest_clicks():
+    dataset = make_dataset()
+    for batch in dataset.train(7, seed=0, epoch=1, max_len=3):
+        assert batch.lengths.max() <= 3 and batch.lengths.min() >= 1
+    sessions = sessions_of(dataset)
+    got = [sequence for batch in dataset.test(7, max_len=3)
+           for sequence, _, _ in rows(batch._replace(negative=batch.positive))]
+    assert got == [tuple(session[:-1][-3:]) for session in sessions]
+
+
+def test_a_large_directory_is_cached_and_the_cache_follows_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "CACHE_BYTES", 1)
+    directory = write(tmp_path / "d", a="1 2\n3\n", b="4 5 6\n")
+    first = reader.load_sessions(directory, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "_from_text", None)  # would raise if it was parsed again
+        again = reader.load_sessions(directory, 10)
+    assert isinstance(again.items, np.memmap)
+    assert sessions_of(again) == sessions_of(first) and again.short == first.short == 1
+    with pytest.raises(reader.DataError, match="a.txt, line 1|b.txt, line 1"):
+        reader.load_sessions(directory, 5)  # the vocabulary is another one
+    write(tmp_path / "d", a="1 2 3\n")
+    assert sessions_of(reader.load_sessions(directory, 10)) == [[1, 2, 3], [4, 5, 6]]
+    for name in os.listdir(tmp_path / "d" / ".cache"):  # a damaged cache is made anew
+        (tmp_path / "d" / ".cache" / name).write_bytes(b"x")
+    assert sessions_of(reader.load_sessions(directory, 10)) == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_ragged_arange():
+    got = reader.ragged_arange(np.array([5, 0, 9]), np.array([2, 0, 3]))
+    assert got.tolist() == [5, 6, 9, 10, 11]
+    assert reader.ragged_arange(np.array([], int), np.array([], int)).tolist() == []

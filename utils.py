@@ -1,0 +1,252 @@
+"""Device, seed, versions, checkpoints and metrics. Import it before numpy and paddle: it sets what
+these read from the environment when they are loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import json
+import logging
+import os
+import re
+import sys
+import zlib  # noqa: F401  before paddle: libpaddle 2.6.2 shadows zlib's symbols and breaks gzip
+
+
+def _set_environment():
+    """What makes this model fast on a CPU; a value that the user has set stays."""
+    # A step is many small operations: a second thread costs more than it brings. More cores are
+    # for more processes.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    # Paddle carries an MKL of 2019, which takes its slowest path on AMD unless told otherwise.
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            if "AuthenticAMD" in f.read(4096):
+                os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    except OSError:
+        pass
+    _keep_freed_memory()
+
+
+def _keep_freed_memory():
+    """Tells glibc not to hand large blocks back to the kernel after each operation, which would
+    fault every page of them in again at the next."""
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return  # not glibc
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, 1 << 30)
+
+
+_set_environment()
+
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
+from six import ensure_str  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".pdparams", ".pdopt", ".json")
+
+
+class SetupError(RuntimeError):
+    """What the user has to mend outside of the data: device, flags, checkpoints."""
+
+
+# --- versions, device, seed -----------------------------------------------------------------------
+
+
+def check_version():
+    """Raises SetupError where Paddle is older than 2.6, the first version that all of this runs
+    on."""
+    major, minor = (int(part) for part in re.findall(r"\d+", paddle.__version__ + ".0.0")[:2])
+    if paddle.__version__ != "0.0.0" and (major, minor) < (2, 6):
+        raise SetupError(f"Paddle {paddle.__version__} is too old, 2.6 or later is needed: "
+                         "pip install -r requirements.txt")
+
+
+def set_device(use_cuda):
+    """The first visible GPU, or the CPU. Raises SetupError; Paddle would end the process from
+    inside of C++ instead."""
+    if use_cuda and not paddle.is_compiled_with_cuda():
+        raise SetupError("--use_cuda 1 needs Paddle's GPU build and this is the CPU build: "
+                         "pip uninstall paddlepaddle; pip install -r requirements.txt")
+    if use_cuda and not paddle.device.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise SetupError("--use_cuda 1 and no GPU is visible (CUDA_VISIBLE_DEVICES is "
+                         f"{visible}): check nvidia-smi and the driver, or use --use_cuda 0")
+    paddle.set_device("gpu:0" if use_cuda else "cpu")
+
+
+def setup_logging():
+    """The lines of the retired scripts' logger, on standard error."""
+    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(message)s", level=logging.INFO,
+                        force=True)  # Paddle has set up the root logger already
+
+
+# --- flags ----------------------------------------------------------------------------------------
+
+
+def number(kind, low, high=float("inf")):
+    """An argparse type: a number of the given kind (int, float) in low..high."""
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high:
+            limit = f"at least {low}" if high == float("inf") else f"{low} to {high}"
+            raise ValueError(limit)
+        return value
+    parse.__name__ = f"{kind.__name__} of {low} or more" if high == float("inf") else \
+        f"{kind.__name__} from {low} to {high}"
+    return parse
+
+
+def run_script(main, *errors):
+    """Runs main(), turns the user's mistakes into one line on standard error and a code of 1.
+
+    errors: the exceptions that are the user's to mend, besides SetupError
+    """
+    name = os.path.basename(ensure_str(sys.argv[0]))
+    try:
+        return main()
+    except (SetupError, *errors) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no complaint at exit
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def write_atomically(path, write):
+    """Calls write(temporary path), flushes it to the disk and renames it to path: whoever finds
+    the file finds all of it. Raises SetupError."""
+    temporary = f"{path}.tmp"
+    try:
+        write(temporary)
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise SetupError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def make_model_dir(model_dir):
+    """Makes sure, before training, that model_dir can be written. Raises SetupError."""
+    try:
+        os.makedirs(model_dir, exist_ok=True)
+        probe = os.path.join(model_dir, f".probe.{os.getpid()}")
+        with open(probe, "wb"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise SetupError(f"cannot write the model directory {model_dir}: "
+                         f"{error.strerror or error}") from error
+
+
+def save_checkpoint(model_dir, epoch, model, optimizer_state, meta):
+    """Writes epoch_N.pdparams, .pdopt and, last, .json, whose presence makes it complete.
+
+    meta: all that is needed to rebuild the model and to go on; sizes of the files are added
+    """
+    path = os.path.join(model_dir, f"epoch_{epoch}")
+    states = {".pdparams": model.state_dict(), ".pdopt": optimizer_state}
+    for suffix, state in states.items():
+        write_atomically(path + suffix, lambda name, state=state: paddle.save(state, name))
+    meta = dict(meta, epoch=epoch, bytes={s: os.path.getsize(path + s) for s in states})
+    write_atomically(path + ".json", lambda name: _write_json(name, meta))
+    return path
+
+
+def _write_json(path, value):
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(value, f, indent=1, sort_keys=True)
+        f.write("\n")
+
+
+def checkpoint_epochs(model_dir):
+    """Which epochs have files in model_dir, complete or not, in ascending order."""
+    names = (os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(model_dir),
+                                                                      "epoch_*")))
+    found = (re.fullmatch(r"epoch_(\d+)\.(?:pdparams|pdopt|json)", name) for name in names)
+    return sorted({int(match.group(1)) for match in found if match})
+
+
+def load_meta(model_dir, epoch):
+    """The metadata of a complete checkpoint. Raises SetupError where a file is missing or cut."""
+    path = os.path.join(model_dir, f"epoch_{epoch}")
+    try:
+        with open(path + ".json", encoding="utf-8") as f:
+            meta = json.load(f)
+        for suffix, size in meta["bytes"].items():
+            found = os.path.getsize(path + suffix)
+            if found != size:
+                raise SetupError(f"the checkpoint {path}{suffix} is damaged: {found} bytes "
+                                 f"instead of {size}")
+    except OSError as error:
+        raise SetupError(f"the checkpoint {path} is incomplete: {error.filename}: "
+                         f"{error.strerror}") from error
+    except (ValueError, KeyError) as error:
+        raise SetupError(f"the checkpoint {path}.json is damaged: {error}") from error
+    return meta
+
+
+def newest_complete(model_dir):
+    """(epoch, metadata) of the newest complete checkpoint, or (0, None). Says what it skips."""
+    for epoch in reversed(checkpoint_epochs(model_dir)):
+        try:
+            return epoch, load_meta(model_dir, epoch)
+        except SetupError as error:
+            logger.warning("%s; looking for an older one", error)
+    return 0, None
+
+
+def check_vocab_size(meta, vocab_size):
+    """Raises SetupError where a checkpoint was trained with another number of items."""
+    if meta["model"]["vocab_size"] != vocab_size:
+        raise SetupError(f"the checkpoint was trained with {meta['model']['vocab_size']} items "
+                         f"and the vocabulary file says {vocab_size}: give the --vocab_path "
+                         "that it was trained with")
+
+
+def load_state(model_dir, epoch, suffix):
+    """The state dict in epoch_N + suffix (".pdparams" or ".pdopt"). Raises SetupError."""
+    path = os.path.join(model_dir, f"epoch_{epoch}{suffix}")
+    try:
+        return paddle.load(path)
+    except Exception as error:  # what paddle raises on a damaged file varies with the damage
+        raise SetupError(f"cannot load the checkpoint {path}: {error}") from error
+
+
+def remove_checkpoints(model_dir, after=0):
+    """Removes the checkpoints of epochs later than after."""
+    for epoch in checkpoint_epochs(model_dir):
+        if epoch > after:
+            for suffix in reversed(SUFFIXES):
+                path = os.path.join(model_dir, f"epoch_{epoch}{suffix}")
+                if os.path.exists(path):
+                    os.remove(path)
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def recall_mrr(ranks, k):
+    """Recall@k and MRR@k.
+
+    ranks: <int64>[queries], from 1 on; a query whose label cannot be ranked has rank 0, a miss
+    returns two floats, 0.0 where there are no queries
+    """
+    hit = (ranks > 0) & (ranks <= k)
+    if not len(ranks):
+        return 0.0, 0.0
+    return float(hit.mean()), float(np.sum(1.0 / ranks[hit]) / len(ranks))
