@@ -196,6 +196,13 @@ class BowEncoder(nn.Layer):
         begin = paddle.gather(total, paddle.to_tensor(np.cumsum(lengths) - lengths))
         return (total[1:] - paddle.gather(begin, segments)).astype("float32")
 
+    def padded(self, emb, lengths):
+        """The same over padded sequences, in a static graph as well.
+
+        emb: <float32>[batch, time, dim]; lengths: <int64>[batch] -> <float32>[batch, dim]"""
+        valid = F.sequence_mask(lengths, paddle.shape(emb)[1], "float32")
+        return paddle.sum(emb * valid.unsqueeze(-1), axis=1)
+
 
 class GrnnEncoder(nn.Layer):
     """A GRU over the clicks, then the maximum over time.
@@ -239,6 +246,14 @@ class GrnnEncoder(nn.Layer):
         valid = paddle.to_tensor(np.flatnonzero(np.arange(time) < lengths[:, None]))
         return tuple(paddle.gather(t.reshape([batch * time, -1]), valid) for t in (states, top))
 
+    def padded(self, emb, lengths):
+        """The encoding of padded sequences, in a static graph as well.
+
+        emb: <float32>[batch, time, dim]; lengths: <int64>[batch] -> <float32>[batch, hidden]"""
+        states, _ = self.gru(emb, sequence_length=lengths)
+        valid = F.sequence_mask(lengths, paddle.shape(emb)[1], "float32").unsqueeze(-1)
+        return paddle.max(states * valid - (1 - valid), axis=1)  # no state is below -1
+
 
 class PairwiseHingeLoss(nn.Layer):
     """max(0, margin - cos(user, positive) + cos(user, negative))."""
@@ -279,7 +294,8 @@ class SequenceSemanticRetrieval(nn.Layer):
                                      _zero("item.b"))
         # An item that was never clicked in training has no vector worth ranking. Saved with the
         # parameters, so that evaluation and retrieval know which ones those are.
-        self.register_buffer("item_clicks", paddle.zeros([vocab_size], "int32"))
+        if paddle.in_dynamic_mode():  # a static graph has parameters only
+            self.register_buffer("item_clicks", paddle.zeros([vocab_size], "int32"))
 
     def user(self, clicks, lengths, every_prefix=False):
         """The vectors of sessions.
@@ -311,6 +327,16 @@ class SequenceSemanticRetrieval(nn.Layer):
         user_emb, item_emb = paddle.split(emb, parts)
         user = self._user_tower(user_emb, lengths)
         positive, negative = paddle.split(self._item_tower(item_emb), 2)
+        return paddle.sum(user * positive, axis=1), paddle.sum(user * negative, axis=1)
+
+    def padded(self, clicks, lengths, positive, negative):
+        """What forward computes, over padded sequences and in a static graph as well.
+
+        clicks: <int64>[batch, time]; lengths, positive, negative: <int64>[batch]
+        """
+        user = unit(self.user_fc(self.user_encoder.padded(self.embedding(clicks), lengths)))
+        positive = self._item_tower(self.embedding(positive))
+        negative = self._item_tower(self.embedding(negative))
         return paddle.sum(user * positive, axis=1), paddle.sum(user * negative, axis=1)
 
     def _user_tower(self, emb, lengths, every_prefix=False):
