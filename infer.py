@@ -56,7 +56,7 @@ def parse_args(argv=None):
         help="predict the last click of each line, or every click after the first")
     add("--output", default=None, metavar="FILE",
         help="write the top items of each line's next click, as tab-separated text")
-    add("--items_path", default="items.txt", help="raw ids for --output, where the file exists")
+    add("--items_path", default="items.txt", help="raw ids and texts for --output, where the file exists")
     args = parser.parse_args(argv)
     if args.last_index < args.start_index:
         parser.error(f"--last_index {args.last_index} is below --start_index {args.start_index}")
@@ -205,18 +205,17 @@ def evaluate(model, queries, known, batch_size, top=None):
 class TopWriter:
     """Writes the top items of each query as tab-separated text, a row an item."""
 
-    HEADER = "epoch\tsession\tposition\trank\titem\traw_id\tscore\n"
+    HEADER = "epoch\tsession\tposition\trank\tscore\titem\traw_id\ttext\n"
 
-    def __init__(self, file, queries, raw_ids, k, epoch):
-        self.file, self.queries, self.raw_ids, self.k = file, queries, raw_ids, k
-        self.epoch = epoch
+    def __init__(self, file, queries, names, k, epoch):
+        self.file, self.queries, self.names, self.k, self.epoch = file, queries, names, k, epoch
 
     def __call__(self, chunk, users, ranker):
         items, scores = ranker.top(users, self.k)
         for query, row, row_scores in zip(chunk, items, scores):
             head = f"{self.epoch}\t{self.queries.sessions[query]}\t{self.queries.positions[query]}"
             self.file.writelines(
-                f"{head}\t{rank}\t{item}\t{self.raw_ids[item]}\t{score:.6f}\n"
+                f"{head}\t{rank}\t{score:.6f}\t{item}\t{self.names[item]}\n"
                 for rank, (item, score) in enumerate(zip(row, row_scores), 1))
 
 
@@ -270,21 +269,22 @@ def print_metrics(path, queries, ranks, known, topk, seconds):
     print(f"  queries/s:{len(ranks) / seconds:.0f}", flush=True)
 
 
-def read_raw_ids(path, vocab_size):
-    """Line i is the raw id of item i, then optionally a tab and its text; the ids 0..V-1
-    themselves where there is no such file. Raises DataError."""
+def read_names(path, vocab_size):
+    """"raw id <tab> text" of each item, from a file whose line i is the raw id of item i and then
+    optionally a tab and its text; the ids 0..V-1 where there is no such file. Raises DataError."""
     try:
         with open(path, encoding="utf-8-sig") as f:
-            raw_ids = [line.rstrip("\r\n").split("\t", 1)[0] for line in f]
+            lines = f.read().split("\n")
     except FileNotFoundError:
         logger.warning("there is no %s: raw_id repeats the item", path)
-        return range(vocab_size)
+        return [f"{item}\t" for item in range(vocab_size)]
     except (OSError, UnicodeDecodeError) as error:
         raise reader.DataError(f"cannot read {path}: {error}") from error
-    if len(raw_ids) != vocab_size:
-        raise reader.DataError(f"{path} holds {len(raw_ids)} lines and the vocabulary file says "
+    lines = lines[:-1] if not lines[-1] else lines
+    if len(lines) != vocab_size:
+        raise reader.DataError(f"{path} holds {len(lines)} lines and the vocabulary file says "
                                f"{vocab_size} items: give the --items_path of this data")
-    return raw_ids
+    return ["\t".join((line.rstrip("\r") + "\t").split("\t")[:2]) for line in lines]
 
 
 def infer(args, file=None):
@@ -293,7 +293,7 @@ def infer(args, file=None):
     utils.set_device(args.use_cuda)
     dataset = reader.construct_test_data(args.test_dir, args.vocab_path)
     epochs = find_epochs(args, dataset.vocab_size)
-    raw_ids = read_raw_ids(args.items_path, dataset.vocab_size) if file else None
+    names = read_names(args.items_path, dataset.vocab_size) if file else None
     for epoch, meta in epochs:
         begin = time.time()
         model = load_model(args.model_dir, epoch, meta)
@@ -301,7 +301,7 @@ def infer(args, file=None):
         queries = make_queries(dataset, known, args.positions)
         top = None
         if file:
-            top = TopWriter(file, queries, raw_ids, max(args.topk), epoch)
+            top = TopWriter(file, queries, names, max(args.topk), epoch)
         ranks = evaluate(model, queries, known, args.batch_size, top)
         print_metrics(f"{args.model_dir}/epoch_{epoch}", queries, ranks, known, args.topk,
                       time.time() - begin)

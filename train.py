@@ -32,17 +32,16 @@ MODEL_FLAGS = ("embedding_dim", "hidden_size", "user_encoder")
 RUN_FLAGS = ("base_lr", "batch_size", "max_len", "seed", "enable_ce", "step_num")
 
 
-def parse_args(argv=None):
-    """Returns (args, given): all flags, and None in place of those that were not given."""
-    parser = argparse.ArgumentParser(
-        description="Sequence Semantic Retrieval: training",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def make_parser(description, model_dir):
+    """The flags that train.py and cluster_train.py have in common."""
+    parser = argparse.ArgumentParser(description=description,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     positive = utils.number(int, 1)
     switch = utils.number(int, 0, 1)
     add("--train_dir", default="train_data", help="directory of session files")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items")
-    add("--model_dir", default="model_output", help="where epoch_N is saved")
+    add("--model_dir", default=model_dir, help="where epoch_N is saved")
     add("--epochs", type=positive, default=10, help="number of epochs")
     add("--batch_size", type=positive, default=50, help="sessions a step and device")
     add("--base_lr", type=utils.number(float, 0), default=0.01, help="learning rate")
@@ -54,8 +53,6 @@ def parse_args(argv=None):
         "kept; all when not given")
     add("--seed", type=utils.number(int, 0, 2 ** 32 - 1), default=0,
         help="of the initial values, the order of the sessions and the negatives")
-    add("--resume", action="store_true",
-        help="go on from the newest complete epoch in --model_dir")
     add("--use_cuda", type=switch, default=0, help="1 for a GPU")
     add("--parallel", type=switch, default=0, help="1 for several devices")
     add("--num_devices", type=positive, default=1, help="number of devices with --parallel 1")
@@ -64,10 +61,24 @@ def parse_args(argv=None):
     add("--enable_ce", action="store_true", help="continuous evaluation: a fixed seed, at most "
         "--step_num steps an epoch, kpis lines at the end")
     add("--step_num", type=positive, default=1000, help="steps an epoch with --enable_ce")
-    args = parser.parse_args(argv)
-    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
+    return parser
+
+
+def parse_args(argv=None):
+    """Returns (args, given): all flags, and None in place of those that were not given."""
+    parser = make_parser("Sequence Semantic Retrieval: training", "model_output")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the newest complete epoch in --model_dir")
+    args, given = parse_given(parser, argv)
     if args.num_devices > 1 and not args.parallel:
         parser.error("--num_devices above 1 needs --parallel 1")
+    return args, given
+
+
+def parse_given(parser, argv=None):
+    """(args, given) as of parse_args, with the seed that --enable_ce fixes."""
+    args = parser.parse_args(argv)
+    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
     if args.enable_ce:
         if given.seed not in (None, CE_SEED):
             parser.error(f"--enable_ce fixes the seed at {CE_SEED}: leave --seed out")
@@ -114,14 +125,17 @@ def train_step(model, loss, optimizer, batch):
     return mean_loss, paddle.sum(paddle.cast(cos_neg < cos_pos, "float32"))
 
 
-def train_epoch(model, loss, optimizer, batches, num_steps, print_batch, epoch):
-    """Returns (mean loss of a session, share of pairs ranked right, sessions)."""
+def train_epoch(step_on, batches, num_steps, print_batch, epoch):
+    """Returns (mean loss of a session, share of pairs ranked right, sessions).
+
+    step_on: makes one update on a batch and returns what train_step does
+    """
     total_loss = total_correct = total = 0
     pending = []  # a tensor is read only when it is printed: a GPU need not wait for it
     bar = tqdm(batches, total=num_steps, desc=f"epoch {epoch}", unit="step", leave=False,
                disable=not sys.stderr.isatty())
     for step, batch in enumerate(bar, 1):
-        mean_loss, correct = train_step(model, loss, optimizer, batch)
+        mean_loss, correct = step_on(batch)
         pending.append((mean_loss, correct, len(batch.lengths)))
         if step % print_batch and step != num_steps:
             continue
@@ -181,8 +195,9 @@ def train_epochs(args, dataset, model, optimizer, done):
         begin = time.time()
         paddle.seed(args.seed + epoch)  # what is drawn in an epoch does not depend on the past
         batches, num_steps = epoch_batches(dataset, args, epoch)
-        cost, acc, sessions = train_epoch(model, loss, optimizer, batches, num_steps,
-                                          args.print_batch, epoch)
+        cost, acc, sessions = train_epoch(
+            lambda batch: train_step(model, loss, optimizer, batch), batches, num_steps,
+            args.print_batch, epoch)
         seconds = time.time() - begin
         total_time += seconds
         # The mean of the epochs so far, as the retired script had it.

@@ -272,7 +272,8 @@ def test_output_lists_the_top_items_with_raw_ids(in_sample, monkeypatch):
     assert infer.main(["--topk", "3", "7", "--output", "top.tsv"]) == 0
     with open("top.tsv") as f:
         header, *lines = [line.rstrip("\n").split("\t") for line in f]
-    assert header == ["epoch", "session", "position", "rank", "item", "raw_id", "score"]
+    assert header == ["epoch", "session", "position", "rank", "score", "item", "raw_id",
+                      "text"]
     assert len(lines) == 80 * 7
     model = infer.load_model("model_output", 1, utils.load_meta("model_output", 1))
     dataset = reader.construct_test_data("test_data", "vocab.txt")
@@ -283,9 +284,9 @@ def test_output_lists_the_top_items_with_raw_ids(in_sample, monkeypatch):
     mine = [line for line in lines if line[1] == "11"]
     assert [line[3] for line in mine] == [str(rank) for rank in range(1, 8)]
     assert all(line[2] == str(len(session)) for line in mine)
-    np.testing.assert_allclose([float(line[6]) for line in mine], np.sort(scores)[::-1][:7],
+    np.testing.assert_allclose([float(line[4]) for line in mine], np.sort(scores)[::-1][:7],
                                atol=2e-6)
-    assert all(line[5] == f"n{int(line[4]):04d}" for line in mine)
+    assert all(line[6] == f"n{int(line[5]):04d}" and "article" in line[7] for line in mine)
 
 
 def test_a_truncated_epoch_is_left_out_of_the_evaluation(in_sample, capsys):

@@ -1,0 +1,38 @@
+# make demo      install the CPU build, train on the sample, evaluate, show recommendations
+# make test      install what the tests need and run the fast ones
+# make test-all  the slow ones too: they start clusters and kill processes
+# make clean     remove what these made
+
+PYTHON ?= python3
+VENV ?= .venv
+PADDLE ?=  # another version, say paddlepaddle==3.3.1
+
+.PHONY: demo test test-all clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/python train.py --train_dir train_data --use_cuda 0 --batch_size 50 \
+	    --model_dir model_output
+	$(VENV)/bin/python infer.py --test_dir test_data --use_cuda 0 --batch_size 50 \
+	    --model_dir model_output --start_index 10 --topk 5 20 --output recommendations.tsv
+	@echo; echo "The 5 articles that fit best to the clicks of the first three readers:"; echo
+	@awk -F'\t' '$$4 <= 5 && $$2 <= 3 || NR == 1 {print $$2 "\t" $$4 "\t" $$5 "\t" $$7 "\t" $$8}' \
+	    recommendations.tsv
+
+test: $(VENV)/installed-tests
+	$(VENV)/bin/python -m pytest -q
+
+test-all: $(VENV)/installed-tests
+	$(VENV)/bin/python -m pytest -q -m ""
+
+$(VENV)/installed: requirements-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -r requirements-cpu.txt
+	test -z "$(PADDLE)" || $(VENV)/bin/python -m pip install -q "$(PADDLE)"
+	touch $@
+
+$(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
+	$(VENV)/bin/python -m pip install -q -r tests/requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) model_output cluster_model cluster_logs recommendations.tsv

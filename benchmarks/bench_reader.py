@@ -1,0 +1,76 @@
+"""Reading session files: speed, memory, and what the cache saves.
+
+    python benchmarks/bench_reader.py --sessions 10000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import common  # noqa: F401
+import numpy as np
+
+import make_sample
+import reader
+
+NUM_ITEMS = 1000000
+
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_bytes():
+    with open("/proc/self/statm", encoding="utf-8") as f:
+        return int(f.read().split()[1]) * resource.getpagesize()
+
+
+def measure(directory):
+    """Loads, goes through some batches, and prints a row of the table."""
+    base = resident_bytes()
+    begin = time.perf_counter()
+    dataset = reader.load_sessions(directory, NUM_ITEMS)
+    seconds = time.perf_counter() - begin
+    for _ in zip(range(1000), dataset.train(50, seed=0, epoch=1)):
+        pass
+    size = sum(os.path.getsize(os.path.join(directory, name)) for name in os.listdir(directory)
+               if not name.startswith("."))
+    clicks, sessions = len(dataset.items), len(dataset)
+    allowed = 12 * clicks + 16 * sessions
+    print(f"| {sessions} | {clicks} | {size / 1e6:.0f} | {seconds:.2f} | "
+          f"{size / 1e6 / seconds:.0f} | {(peak_bytes() - base) / 1e6:.0f} | "
+          f"{(peak_bytes() - base) / allowed:.2f} |", flush=True)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sessions", type=int, default=10000000)
+    parser.add_argument("--directory", help=argparse.SUPPRESS)  # the process that measures
+    args = parser.parse_args(argv)
+    if args.directory:
+        return measure(args.directory)
+    with tempfile.TemporaryDirectory() as work:
+        items, offsets = make_sample.make_sessions(args.sessions, NUM_ITEMS, seed=0)
+        parts = np.linspace(0, args.sessions, 21).astype(int)
+        for part, (begin, end) in enumerate(zip(parts[:-1], parts[1:])):
+            make_sample.write_sessions(os.path.join(work, f"part-{part:02d}.txt"), items,
+                                       offsets[begin:end + 1])
+        del items, offsets
+        print("from text, then from the cache; a process each. Memory: the peak above what the "
+              "imports take, also as a share of 12 bytes a click and 16 a session")
+        print("| sessions | clicks | MB of text | s | MB/s | memory, MB | share |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+        for _ in range(2):
+            subprocess.run([sys.executable, os.path.abspath(__file__), "--directory", work],
+                           check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Training speed at a small and a large catalogue: a step must not depend on its size.
+
+    python benchmarks/bench_train.py
+    python benchmarks/bench_train.py --num_items 17376 1000000 --batch_size 50
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+
+import common  # noqa: F401
+import numpy as np
+import paddle
+
+import make_sample
+import reader
+import train
+
+
+def steps_per_second(num_items, batch_size, num_steps, sessions):
+    """Of train.py's own step, on sessions like those of the sample."""
+    items, offsets = sessions
+    dataset = reader.YoochooseDataset(items, offsets, num_items)
+    args, _ = train.parse_args(["--batch_size", str(batch_size)])
+    with paddle.utils.unique_name.guard():
+        model, optimizer = train.build(args, dataset)
+    loss = train.PairwiseHingeLoss()
+    batches = itertools.chain.from_iterable(
+        dataset.train(batch_size, seed=0, epoch=epoch) for epoch in itertools.count(1))
+    rates = []
+    for _ in range(4):  # the first round is the warm-up
+        begin = time.perf_counter()
+        for batch in itertools.islice(batches, num_steps):
+            train.train_step(model, loss, optimizer, batch)
+        rates.append(num_steps / (time.perf_counter() - begin))
+    return np.median(rates[1:])
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num_items", type=int, nargs="+", default=[17376, 1000000])
+    parser.add_argument("--batch_size", type=int, default=50)
+    parser.add_argument("--num_steps", type=int, default=300)
+    args = parser.parse_args(argv)
+    print(f"Paddle {paddle.__version__}, batch {args.batch_size}, one core")
+    print("| items | sessions/s | ms a step | against the first |")
+    print("|---|---|---|---|")
+    first = None
+    for num_items in args.num_items:
+        sessions = make_sample.make_sessions(50000, num_items, seed=0)
+        rate = steps_per_second(num_items, args.batch_size, args.num_steps, sessions)
+        first = first or rate
+        print(f"| {num_items} | {rate * args.batch_size:.0f} | {1e3 / rate:.2f} | "
+              f"{first / rate:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
