@@ -1,0 +1,619 @@
+"""A log of clicks, or sessions with raw ids -> what train.py and infer.py read.
+
+    python preprocess.py clicks --input yoochoose-clicks.dat --layout yoochoose --output_dir data
+    python preprocess.py clicks --input clicks.csv --layout table --output_dir data
+    python preprocess.py sessions --train_files train.txt --test_files test.txt --output_dir data
+
+`clicks` filters and splits as the preprocessing of RSC15 in GRU4Rec's code does
+(examples/rsc15/preprocess.py; Hidasi et al., ICLR 2016, arXiv:1511.06939):
+
+1. drop sessions of one click, items with fewer than 5 clicks, then sessions of one click again;
+2. test is the sessions whose last click is at most a day older than the newest click of all;
+   with --valid_days the same rule then cuts the validation set off what is left;
+3. drop validation and test clicks on items that training does not have (--keep_unknown keeps
+   them: news needs that), then validation and test sessions of one click.
+
+Clicks are in order of time within a session, sessions in order of their first clicks, ties in
+file order. `sessions` changes nothing but the ids: every line stays, where it was.
+
+Either command writes to the output directory
+
+    train_data/sessions.txt, test_data/sessions.txt and, when asked for, valid_data/sessions.txt:
+                 a session a line, item ids 0..V-1 with a space between
+    vocab.txt    V
+    items.txt    line i, from 0 on, is the raw id of item i
+
+Ids are given in order of first appearance in train, then valid, then test: items that training
+does not have come last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import math
+import os
+import shutil
+import sys
+import tempfile
+from typing import NamedTuple, Optional
+
+import numpy as np
+import polars as pl
+
+YOOCHOOSE_COLUMNS = ("session", "timestamp", "item", "category")
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+SESSIONS_FILE = "sessions.txt"
+DAY_US = 86_400 * 1_000_000
+MAX_SECONDS = 1e11  # the year 5138; taken as milliseconds it is 1973
+WRITE_SESSIONS = 500_000  # turned into text at a time
+ISO_FORMATS = [
+    f"%Y-%m-%d{between}%H:%M{rest}"
+    for between in "T "
+    for rest in (":%S%.fZ", ":%S%.f%#z", ":%S%.f", "%#z", "")
+] + ["%Y-%m-%d"]
+
+
+class DataError(ValueError):
+    """A fault in the user's data; its message says in which file and line, and what to do."""
+
+
+class Log(NamedTuple):
+    """A log of clicks on disk.
+
+    path: the file
+    scan: all of its columns, lazily; those of a text file are all strings
+    session, item, time: the names of the columns of interest
+    separator: what is between the fields of a text file, None for Parquet
+    header: how many records come before the first click
+    quote: the quote character of a text file, None where it has none
+    """
+
+    path: str
+    scan: pl.LazyFrame
+    session: str
+    item: str
+    time: str
+    separator: Optional[str] = None
+    header: int = 0
+    quote: Optional[str] = None
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="preprocess.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    clicks = commands.add_parser("clicks", help="from a log of clicks")
+    add = clicks.add_argument
+    add("--input", required=True, help="the log of clicks")
+    add("--layout", required=True, choices=["yoochoose", "table"],
+        help="yoochoose: session,timestamp,item,category without a header; table: CSV, TSV or "
+             "Parquet with named columns")
+    add("--output_dir", required=True)
+    add("--session_column", default="SessionId", help="of a table (default: %(default)s)")
+    add("--item_column", default="ItemId", help="of a table (default: %(default)s)")
+    add("--time_column", default="Time",
+        help="of a table: seconds since 1970, or ISO 8601, in UTC unless it has an offset "
+             "(default: %(default)s)")
+    add("--separator", type=_separator,
+        help="between the fields of a table; default: comma in .csv, tab in .tsv and .txt")
+    add("--min_session_length", type=_at_least(int, 1), default=2, metavar="CLICKS",
+        help="shorter sessions are dropped (default: %(default)s)")
+    add("--min_item_support", type=_at_least(int, 1), default=5, metavar="CLICKS",
+        help="items with fewer clicks are dropped (default: %(default)s)")
+    add("--test_days", type=_at_least(float, 1e-6), default=1.0, metavar="DAYS",
+        help="length of the test period, may be a fraction (default: %(default)s)")
+    add("--valid_days", type=_at_least(float, 0), default=0.0, metavar="DAYS",
+        help="length of the validation period before it (default: %(default)s, none)")
+    add("--keep_unknown", action="store_true",
+        help="keep validation and test items that training does not have")
+
+    sessions = commands.add_parser("sessions", help="from files that hold a session a line")
+    add = sessions.add_argument
+    add("--train_files", required=True, nargs="+", metavar="FILE",
+        help="a session a line, raw ids of any kind with white space between")
+    add("--valid_files", nargs="+", metavar="FILE", default=[])
+    add("--test_files", required=True, nargs="+", metavar="FILE")
+    add("--output_dir", required=True)
+    return parser.parse_args(argv)
+
+
+def _at_least(kind, low):
+    def parse(text):
+        value = kind(text)
+        if not low <= value < math.inf:
+            raise ValueError
+        return value
+    parse.__name__ = f"{kind.__name__} (it must be {low} or more)"
+    return parse
+
+
+def _separator(text):
+    text = {"\\t": "\t", "tab": "\t"}.get(text, text)
+    if len(text) != 1 or not text.isascii() or text in '\r\n"':
+        raise argparse.ArgumentTypeError(f"{text!r}: one character is needed, or 'tab'")
+    return text
+
+
+# --- reading a log --------------------------------------------------------------------------------
+
+
+def open_log(path, layout, session, item, time, separator=None) -> Log:
+    """Finds out what kind of file a log is and whether it has the columns. Raises DataError."""
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}; "
+                        "--input is a log of clicks")
+    extension = os.path.splitext(path)[1].lower()
+    if layout == "yoochoose":
+        scan = pl.scan_csv(path, has_header=False, quote_char=None, glob=False,
+                           schema={name: pl.String for name in YOOCHOOSE_COLUMNS})
+        return Log(path, scan, "session", "item", "timestamp", ",")
+    if extension in (".parquet", ".pq"):
+        log = Log(path, pl.scan_parquet(path, glob=False), session, item, time)
+    else:
+        separator = separator or SEPARATORS.get(extension)
+        if separator is None:
+            raise DataError(f"{path}: cannot tell the separator from the name (.csv, .tsv, .txt "
+                            "and .parquet are known): give --separator")
+        scan = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
+        log = Log(path, scan, session, item, time, separator, header=1, quote='"')
+    with _polars_errors(log):
+        schema = log.scan.collect_schema()
+    for flag, name in (("session", session), ("item", item), ("time", time)):
+        if name not in schema:
+            raise DataError(f"{path}, line 1: no column {name!r}; the columns are "
+                            f"{', '.join(map(repr, schema))}: name one with --{flag}_column "
+                            "(and check --separator)")
+    return log
+
+
+def read_clicks(log: Log):
+    """All clicks of a log, in file order.
+
+    returns (clicks, raw_items): clicks has the columns session <uint32> and item <uint32>, both
+    numbered from 0, and time <int64>, microseconds since 1970 in UTC; raw_items <str>[items] is
+    the raw id of each item. Raises DataError.
+    """
+    with _polars_errors(log):
+        schema = log.scan.collect_schema() if log.separator is None else {}
+        columns = [
+            _id_column(log, log.session, schema).alias("session"),
+            _id_column(log, log.item, schema).alias("item"),
+            _time_column(log, log.time, schema).alias("time"),
+        ]
+        clicks = log.scan.select(columns).collect(engine="streaming")
+        clicks = _check_complete(log, clicks)
+    if not len(clicks):
+        raise DataError(f"{log.path}: the log holds no clicks")
+    # One column after the other, so that only one is in memory as strings and as numbers.
+    clicks = clicks.with_columns(_ranks(_as_numbers(clicks["session"])))
+    items = _as_numbers(clicks["item"])
+    raw_items = items.unique().sort().cast(pl.String)  # in the order of their ranks
+    broken = raw_items.filter(raw_items.str.contains("[\t\r\n]"))
+    if len(broken):
+        place = _place(log, clicks["item"].eq(broken[0]).arg_max())
+        raise DataError(f"{place}: the item id {broken[0]!r} holds a tab or a line break, which "
+                        "items.txt cannot: replace it")
+    return clicks.with_columns(_ranks(items)), raw_items
+
+
+def _id_column(log, name, schema):
+    dtype = schema.get(name, pl.String)
+    if dtype.is_integer() or dtype == pl.String:
+        return pl.col(name)
+    if dtype in (pl.Categorical, pl.Enum):
+        return pl.col(name).cast(pl.String)
+    raise DataError(f"{log.path}: the column {name!r} is {dtype}; ids are integers or text")
+
+
+def _time_column(log, name, schema):
+    dtype = schema.get(name, pl.String)
+    column = pl.col(name)
+    if dtype == pl.String:
+        return column.map_batches(parse_times, return_dtype=pl.Int64, is_elementwise=True)
+    if dtype.is_numeric():
+        return column.map_batches(_from_seconds, return_dtype=pl.Int64, is_elementwise=True)
+    if dtype == pl.Date or dtype == pl.Datetime:
+        return column.dt.epoch("us")
+    raise DataError(f"{log.path}: the column {name!r} is {dtype}; times are numbers (seconds), "
+                    "text (ISO 8601) or dates")
+
+
+def parse_times(text: pl.Series) -> pl.Series:
+    """Seconds since 1970 or ISO 8601, UTC unless there is an offset, as <int64> microseconds;
+    null where it is neither."""
+    times = _from_seconds(text)
+    for iso_format in ISO_FORMATS:
+        if not times.has_nulls():
+            break
+        parsed = text.str.to_datetime(iso_format, time_unit="us", strict=False).dt.epoch("us")
+        times = times.zip_with(times.is_not_null(), parsed)
+    return times
+
+
+def _from_seconds(values):
+    seconds = values.cast(pl.Float64, strict=False)
+    in_range = seconds.is_between(-MAX_SECONDS, MAX_SECONDS)  # NaN is not
+    return (seconds.zip_with(in_range, pl.Series([None], dtype=pl.Float64)) * 1e6).round() \
+        .cast(pl.Int64)
+
+
+def _check_complete(log, clicks):
+    """The clicks without those of blank lines. Raises DataError for the first that lacks a value
+    or has a time that is none."""
+    faulty = clicks.select(
+        pl.any_horizontal(pl.all().is_null(), pl.selectors.string() == "").fill_null(True)
+    ).to_series()
+    if not faulty.any():
+        return clicks
+    if log.separator is not None:
+        blank = log.scan.select(pl.all_horizontal(pl.all().is_null())).collect().to_series()
+        if not (faulty & ~blank).any():
+            return clicks.filter(~blank)
+        faulty &= ~blank
+    row = faulty.arg_max()
+    raw = log.scan.slice(row, 1).select(log.session, log.item, log.time).collect().row(0)
+    for name, value in zip((log.session, log.item, log.time), raw):
+        if value is None or value == "":
+            raise DataError(f"{_place(log, row)}: no value in the column {name!r}: "
+                            "complete or remove the line")
+    raise DataError(f"{_place(log, row)}: {raw[2]!r} in the column {log.time!r} is not a time: "
+                    + _time_hint(raw[2]))
+
+
+def _time_hint(value):
+    with contextlib.suppress(ValueError):
+        if MAX_SECONDS < abs(float(value)) < math.inf:
+            return ("a number is in seconds since 1970, and this looks like milliseconds or "
+                    "finer: divide")
+    return "it must be a number (seconds since 1970) or ISO 8601, as 2014-04-01T01:03:31.000Z"
+
+
+def _as_numbers(ids):
+    """Ids as <int64> where all are numbers and no two texts are the same number ('007' and '7'
+    are): numbers sort several times faster. Otherwise as they are."""
+    if ids.dtype == pl.String:
+        numbers = ids.cast(pl.Int64, strict=False)
+        if not numbers.has_nulls() and (numbers.cast(pl.String) == ids).all():
+            return numbers
+    return ids
+
+
+def _ranks(ids):
+    """<uint32>[clicks]: the rank of each id among all ids, from 0 on, equal ids the same."""
+    return ids.rank("dense").cast(pl.UInt32) - 1
+
+
+@contextlib.contextmanager
+def _polars_errors(log):
+    """Turns what polars says of an unreadable file into a DataError, with the line where there is
+    one to blame."""
+    try:
+        yield
+    except pl.exceptions.NoDataError as error:
+        raise DataError(f"{log.path}: the log holds no clicks, it is empty") from error
+    except pl.exceptions.PolarsError as error:
+        reason = _unreadable_line(log) if log.separator is not None else None
+        reason = reason or f": cannot be read: {str(error).strip().splitlines()[0]}"
+        raise DataError(f"{log.path}{reason}") from error
+
+
+def _records(log):
+    """(number of its last line, fields) of each record of a text file, the header included; slow,
+    it only runs to say what is wrong with a file."""
+    with open(log.path, encoding="utf-8-sig", newline="") as f:
+        quoting = csv.QUOTE_MINIMAL if log.quote else csv.QUOTE_NONE
+        reader = csv.reader(f, delimiter=log.separator, quoting=quoting)
+        for fields in reader:
+            yield reader.line_num, fields
+
+
+def _place(log, row):
+    """Where the click `row` (from 0 on) is, for an error."""
+    if log.separator is None:
+        return f"{log.path}, row {row + 1}"
+    for record, (line, _) in enumerate(_records(log)):
+        if record == row + log.header:
+            return f"{log.path}, line {line}"
+    return f"{log.path}, record {row + 1}"
+
+
+def _unreadable_line(log):
+    """', line N: what is wrong' for the first line that is not UTF-8 or has too many fields."""
+    with open(log.path, "rb") as f:
+        for line, raw in enumerate(f, 1):
+            try:
+                raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f", line {line}: not UTF-8 ({error.reason}): convert the file"
+    width = None if log.header else len(YOOCHOOSE_COLUMNS)
+    for line, fields in _records(log):
+        width = width or len(fields)
+        if len(fields) > width or (len(fields) < width and not log.header and fields):
+            return (f", line {line}: {len(fields)} fields where {width} are expected "
+                    f"(separator {log.separator!r})")
+    return None
+
+
+# --- filtering and splitting ----------------------------------------------------------------------
+
+
+def drop_short_sessions(clicks: pl.DataFrame, min_length: int) -> pl.DataFrame:
+    """The clicks, in their order, of sessions of at least min_length clicks."""
+    return clicks.filter(pl.len().over("session") >= min_length)
+
+
+def drop_rare_items(clicks: pl.DataFrame, min_support: int) -> pl.DataFrame:
+    """The clicks, in their order, on items that have at least min_support clicks."""
+    return clicks.filter(pl.len().over("item") >= min_support)
+
+
+def split_newest(clicks: pl.DataFrame, days: float):
+    """(older, newest): newest is the sessions whose last click is `days` days before the last
+    click of all or later, as GRU4Rec has it. The order of the clicks stays."""
+    boundary = clicks["time"].max() - round(days * DAY_US)
+    newest = clicks.select(pl.col("time").max().over("session") >= boundary).to_series()
+    return clicks.filter(~newest), clicks.filter(newest)
+
+
+def drop_unknown_items(clicks: pl.DataFrame, train: pl.DataFrame, num_items: int) -> pl.DataFrame:
+    """The clicks, in their order, on items that occur in train."""
+    known = np.zeros(num_items, bool)
+    known[train["item"].to_numpy()] = True
+    return clicks.filter(pl.Series(known[clicks["item"].to_numpy()]))
+
+
+def filter_and_split(clicks: pl.DataFrame, num_items: int, args, report) -> dict:
+    """The clicks of the parts "train", "valid" (with --valid_days) and "test", each in order of
+    time. Raises DataError where a stage leaves nothing."""
+    def stage(name, clicks, advice):
+        report(name, len(clicks), clicks["session"].n_unique(), clicks["item"].n_unique())
+        if not len(clicks):
+            raise DataError(f"{args.input}: nothing is left after '{name}': {advice}")
+        return clicks
+
+    short = f"--min_session_length is {args.min_session_length}, try a smaller one"
+    stage("all clicks", clicks, "")
+    # A stable sort: clicks of the same time stay in file order, here and in all that follows.
+    clicks = clicks.sort("time", maintain_order=True)
+    clicks = stage("without short sessions",
+                   drop_short_sessions(clicks, args.min_session_length), short)
+    clicks = stage("without rare items", drop_rare_items(clicks, args.min_item_support),
+                   f"--min_item_support is {args.min_item_support}, try a smaller one")
+    clicks = stage("without short sessions, again",
+                   drop_short_sessions(clicks, args.min_session_length),
+                   f"--min_item_support is {args.min_item_support}, and {short}")
+
+    days = (clicks["time"].max() - clicks["time"].min()) / DAY_US
+    parts = {}
+    for part, length in (("test", args.test_days), ("valid", args.valid_days)):
+        if length:
+            clicks, parts[part] = split_newest(clicks, length)
+            if not len(clicks):
+                raise DataError(f"{args.input}: nothing is left to train on before the {part} "
+                                f"period: the clicks span {days:.3g} days, --{part}_days is "
+                                f"{length:g}, try a smaller one")
+    parts["train"] = stage("train", clicks, "")
+    for part in ("valid", "test"):
+        if part in parts and not args.keep_unknown:
+            known = drop_unknown_items(parts[part], parts["train"], num_items)
+            parts[part] = drop_short_sessions(known, args.min_session_length)
+        if part in parts:
+            stage(part, parts[part], "its items are unknown to training: --keep_unknown keeps "
+                  f"them; or change --{part}_days")
+    return {part: parts[part] for part in ("train", "valid", "test") if part in parts}
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def number_items(parts: dict, num_items: int):
+    """Ids in order of first appearance in the sessions of the parts, in the order of the parts.
+
+    returns (order, new_id): order <uint32>[V], the item that gets each id; new_id
+    <uint32>[num_items], the id that each item gets
+    """
+    sessions = [sessions["item"].explode() for sessions in parts.values()]
+    order = pl.concat(sessions).unique(maintain_order=True).to_numpy()
+    new_id = np.zeros(num_items, np.uint32)
+    new_id[order] = np.arange(len(order), dtype=np.uint32)
+    return order, new_id
+
+
+def group_sessions(clicks: pl.DataFrame) -> pl.DataFrame:
+    """Clicks in order of time -> one row a session, in order of their first clicks; its column
+    item is the list of items."""
+    return clicks.group_by("session", maintain_order=True).agg("item").select("item")
+
+
+def write_sessions(file, sessions: pl.DataFrame, new_id) -> None:
+    """A session a line, ids with a space between, into a file open for bytes.
+
+    new_id: <uint32>[num_items], the id to write for each item
+    """
+    ids = pl.Series(new_id)
+    for some in sessions.iter_slices(WRITE_SESSIONS):
+        lengths = some["item"].list.len()
+        numbered = pl.DataFrame({
+            "session": np.repeat(np.arange(len(some), dtype=np.uint32), lengths),
+            "item": ids.gather(some["item"].explode()),
+        })
+        lines = numbered.group_by("session", maintain_order=True).agg("item")
+        lines.select(pl.col("item").cast(pl.List(pl.String)).list.join(" ")) \
+            .write_csv(file, include_header=False, quote_style="never")
+
+
+def write_vocabulary(output, raw_items) -> None:
+    """vocab.txt and items.txt.
+
+    raw_items: the raw ids as UTF-8 bytes, in the order of their ids
+    """
+    with output.create("items.txt") as f:
+        f.writelines(raw + b"\n" for raw in raw_items)
+    with output.create("vocab.txt") as f:
+        f.write(b"%d\n" % len(raw_items))
+
+
+class Output:
+    """The files of an output directory, that all appear at the end or not at all.
+
+    They are written to a temporary directory inside of it; commit() moves them to their names.
+    Used as a context manager: what is not committed is removed, and so is the output directory
+    where it did not exist before. Raises DataError where there is something in the way.
+    """
+
+    def __init__(self, directory, parts, inputs):
+        self.directory = directory
+        self.parts = parts
+        self.names = [os.path.join(f"{part}_data", SESSIONS_FILE) for part in parts]
+        self.names += ["items.txt", "vocab.txt"]
+        self._check(inputs)
+
+    def _check(self, inputs):
+        for name in self.names:
+            path = os.path.join(self.directory, name)
+            if os.path.isdir(path):
+                raise DataError(f"{path} is a directory, and a file is to be written there")
+            for source in inputs:
+                if os.path.exists(path) and os.path.exists(source) \
+                        and os.path.samefile(path, source):
+                    raise DataError(f"{source}: this input would be overwritten with the output: "
+                                    "choose another --output_dir")
+        for part in ("train", "valid", "test"):
+            folder = os.path.join(self.directory, f"{part}_data")
+            if not os.path.isdir(folder):
+                continue
+            others = sorted(name for name in os.listdir(folder)
+                            if not name.startswith(".") and name != SESSIONS_FILE)
+            if part in self.parts and others:
+                raise DataError(f"{folder} holds other files ({', '.join(others[:3])}), which "
+                                "would be read together with the new ones: move them away or "
+                                "choose another --output_dir")
+
+    def __enter__(self):
+        self.existed = os.path.isdir(self.directory)
+        os.makedirs(self.directory, exist_ok=True)
+        self.temporary = tempfile.mkdtemp(prefix=".preprocess-", dir=self.directory)
+        return self
+
+    def __exit__(self, *exception):
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        if exception[0] is not None and not self.existed:
+            with contextlib.suppress(OSError):  # not empty: somebody else wrote there
+                os.rmdir(self.directory)
+
+    @contextlib.contextmanager
+    def create(self, name):
+        """Opens one of self.names to write bytes to, and flushes it to the disk at the end."""
+        with open(os.path.join(self.temporary, name.replace(os.sep, "-")), "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+
+    def commit(self):
+        """Moves all files to their names, replacing those of a previous run."""
+        for part in self.parts:
+            os.makedirs(os.path.join(self.directory, f"{part}_data"), exist_ok=True)
+        if "valid" not in self.parts:
+            # Its ids would be those of another vocabulary.
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self.directory, "valid_data", SESSIONS_FILE))
+        for name in self.names:
+            os.replace(os.path.join(self.temporary, name.replace(os.sep, "-")),
+                       os.path.join(self.directory, name))
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def print_counts(stage, clicks, sessions, items):
+    print(f"{stage:32}{clicks:>14,} clicks {sessions:>13,} sessions {items:>11,} items",
+          flush=True)
+
+
+def run_clicks(args):
+    parts = ["train"] + ["valid"] * (args.valid_days > 0) + ["test"]
+    with Output(args.output_dir, parts, [args.input]) as output:
+        log = open_log(args.input, args.layout, args.session_column, args.item_column,
+                       args.time_column, args.separator)
+        clicks, raw_items = read_clicks(log)
+        split = filter_and_split(clicks, len(raw_items), args, print_counts)
+        del clicks  # the parts are copies
+        sessions = {part: group_sessions(split.pop(part)) for part in parts}
+        order, new_id = number_items(sessions, len(raw_items))
+        for part in parts:
+            with output.create(os.path.join(f"{part}_data", SESSIONS_FILE)) as f:
+                write_sessions(f, sessions[part], new_id)
+        write_vocabulary(output, [raw.encode() for raw in raw_items.gather(order)])
+        output.commit()
+    print(f"{args.output_dir}: {len(order):,} items in vocab.txt and items.txt")
+
+
+class Vocabulary(dict):
+    """Raw id -> its number, as text; a raw id that it does not have gets the next one."""
+
+    def __missing__(self, raw):
+        raw.decode("utf-8")  # items.txt must be readable
+        number = self[raw] = b"%d" % len(self)
+        return number
+
+
+def convert_file(path, vocabulary, out):
+    """Writes the lines of a session file with numbers for raw ids. Returns (clicks, sessions)."""
+    clicks = sessions = 0
+    line = 0
+    with open(path, "rb") as f:
+        for line, text in enumerate(f, 1):
+            raw = (text[3:] if line == 1 and text.startswith(b"\xef\xbb\xbf") else text).split()
+            try:
+                out.write(b" ".join(map(vocabulary.__getitem__, raw)) + b"\n")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}, line {line}: {error.object!r} is not UTF-8: convert "
+                                "the file") from error
+            clicks += len(raw)
+            sessions += bool(raw)
+    return clicks, sessions
+
+
+def run_sessions(args):
+    files = {"train": args.train_files, "valid": args.valid_files, "test": args.test_files}
+    files = {part: paths for part, paths in files.items() if paths}
+    inputs = [path for paths in files.values() for path in paths]
+    vocabulary = Vocabulary()
+    with Output(args.output_dir, list(files), inputs) as output:
+        for part, paths in files.items():
+            known = len(vocabulary)
+            with output.create(os.path.join(f"{part}_data", SESSIONS_FILE)) as out:
+                counts = [convert_file(path, vocabulary, out) for path in paths]
+            clicks, sessions = map(sum, zip(*counts))
+            if not clicks:
+                raise DataError(f"{', '.join(paths)}: no ids; a session is a line of ids with "
+                                "white space between")
+            print_counts(part, clicks, sessions, len(vocabulary) - known)
+        write_vocabulary(output, list(vocabulary))
+        output.commit()
+    print(f"{args.output_dir}: {len(vocabulary):,} items in vocab.txt and items.txt")
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    try:
+        {"clicks": run_clicks, "sessions": run_sessions}[args.command](args)
+    except DataError as error:
+        print(f"preprocess.py: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"preprocess.py: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("preprocess.py: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,518 @@
+"""preprocess.py against a plain re-implementation of its rules, its layouts and its errors."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import preprocess
+
+DAY = 86_400
+START = 1_396_310_400  # 1 April 2014, 00:00 UTC
+RSC15 = Path(__file__).parents[2] / "shared/data/rsc15_100k/yoochoose-clicks-100k.dat"
+
+
+def iso(seconds):
+    moment = datetime.fromtimestamp(0, timezone.utc) + timedelta(seconds=seconds)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def write_yoochoose(path, clicks):
+    path.write_text("".join(f"{s},{iso(t)},{i},0\n" for s, i, t in clicks), encoding="utf-8")
+    return path
+
+
+def run_clicks(log, out, *flags, layout="yoochoose"):
+    return preprocess.main(["clicks", "--input", str(log), "--layout", layout,
+                            "--output_dir", str(out), *map(str, flags)])
+
+
+def read_parts(out):
+    """The written sessions with raw ids, {part: [[raw id, ...], ...]}, and the raw ids."""
+    items = (out / "items.txt").read_text(encoding="utf-8").split("\n")
+    assert items.pop() == ""
+    assert (out / "vocab.txt").read_text().split("\n")[0] == str(len(items))
+    parts = {}
+    for part in ("train", "valid", "test"):
+        folder = out / f"{part}_data"
+        if folder.exists():
+            assert os.listdir(folder) == ["sessions.txt"]
+            lines = (folder / "sessions.txt").read_text(encoding="utf-8").splitlines()
+            parts[part] = [[items[int(number)] for number in line.split()] for line in lines]
+    return parts, items
+
+
+def files_under(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# --- the rules, in plain Python -------------------------------------------------------------------
+
+
+def expected_parts(clicks, min_length, min_support, test_days, valid_days, keep_unknown):
+    """What the rules make of clicks (session, item, seconds): {part: [[item, ...], ...]}."""
+    def long_enough(clicks):
+        count = Counter(session for session, _, _ in clicks)
+        return [click for click in clicks if count[click[0]] >= min_length]
+
+    def split(clicks, days):
+        last = {}
+        for session, _, time in clicks:
+            last[session] = max(time, last.get(session, time))
+        boundary = max(last.values()) - days * DAY
+        late = {session for session, time in last.items() if time >= boundary}
+        return [c for c in clicks if c[0] not in late], [c for c in clicks if c[0] in late]
+
+    clicks = sorted(clicks, key=lambda click: click[2])  # stable
+    clicks = long_enough(clicks)
+    support = Counter(item for _, item, _ in clicks)
+    clicks = long_enough([click for click in clicks if support[click[1]] >= min_support])
+    if not clicks:
+        return None
+    parts = {}
+    for part, days in (("test", test_days), ("valid", valid_days)):
+        if days:
+            if not clicks:
+                return None
+            clicks, parts[part] = split(clicks, days)
+    known = {item for _, item, _ in clicks}
+    if not keep_unknown:
+        parts = {part: long_enough([c for c in some if c[1] in known])
+                 for part, some in parts.items()}
+    parts["train"] = clicks
+    if not all(parts.values()):
+        return None
+    result = {}
+    for part, some in parts.items():
+        sessions = {}
+        for session, item, _ in some:
+            sessions.setdefault(session, []).append(item)
+        result[part] = list(sessions.values())
+    return result
+
+
+def check_against_rules(folder, clicks, flags):
+    log = write_yoochoose(folder / "log.dat", clicks)
+    out = folder / "out"
+    expected = expected_parts(clicks, *flags)
+    names = ("--min_session_length", "--min_item_support", "--test_days", "--valid_days")
+    arguments = [text for pair in zip(names, flags) for text in pair]
+    status = run_clicks(log, out, *arguments, *["--keep_unknown"] * flags[-1])
+    if expected is None:
+        assert status == 1
+        assert not out.exists()
+        return None
+    assert status == 0
+    parts, items = read_parts(out)
+    assert parts == expected
+    in_order = [item for part in ("train", "valid", "test")
+                for session in parts.get(part, []) for item in session]
+    assert items == list(dict.fromkeys(in_order))
+    return parts
+
+
+# Few sessions, items and moments, so that ties, rare items and unknown items are the rule.
+LOGS = st.lists(
+    st.tuples(
+        st.sampled_from(["1", "2", "3", "10", "x", "01"]),
+        st.sampled_from(["7", "007", "a b", "é", "8"]),
+        st.integers(0, 16).map(lambda quarter: START + quarter * DAY // 4),
+    ), min_size=1, max_size=40)
+FLAGS = st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.5, 1, 2]),
+                  st.sampled_from([0, 0, 0.5, 1]), st.booleans())
+
+
+@settings(max_examples=150, deadline=None)
+@given(clicks=LOGS, flags=FLAGS)
+def test_small_logs_by_the_rules(tmp_path_factory, clicks, flags):
+    check_against_rules(tmp_path_factory.mktemp("rules"), clicks, flags)
+
+
+@pytest.mark.parametrize("valid_days, keep_unknown", [(0, False), (1, False), (1, True)])
+def test_a_larger_log_by_the_rules(tmp_path, valid_days, keep_unknown):
+    draw = random.Random(3)
+    clicks = []
+    for session in range(2000):
+        begin = START + draw.random() * 6 * DAY
+        for _ in range(draw.randint(1, 6)):
+            # New items appear every day, as news do.
+            item = int(draw.paretovariate(0.7)) % 300 + 40 * int((begin - START) / DAY)
+            clicks.append((session, str(item), begin + draw.randint(0, 900)))
+    draw.shuffle(clicks)
+    # Whole ten minutes: many ties, in a log large enough for a sort to mix them up.
+    clicks = [(s, i, t // 600 * 600) for s, i, t in clicks]
+    parts = check_against_rules(tmp_path, clicks, (2, 5, 1, valid_days, keep_unknown))
+    assert all(len(sessions) > 50 for sessions in parts.values())
+
+
+# --- order and layouts ----------------------------------------------------------------------------
+
+# (session, item, seconds): two sessions to train on, two to test; session b begins before a.
+SMALL = [("a", "7", 10.5), ("b", "9", 5), ("a", "9", 10.25), ("b", "7", 10),
+         ("c", "9", 3 * DAY), ("c", "7", 3 * DAY), ("d", "7", 3 * DAY - 9), ("d", "5", 3 * DAY + 9)]
+KEEP_ALL = ("--min_item_support", 1)
+SMALL_PARTS = {"train": [["9", "7"], ["9", "7"]], "test": [["9", "7"]]}
+
+
+def table(column=lambda time: time):
+    return pl.DataFrame({
+        "SessionId": [s for s, _, _ in SMALL], "other": ["x, \"y\"\nz"] * len(SMALL),
+        "ItemId": [i for _, i, _ in SMALL], "Time": [column(START + t) for _, _, t in SMALL]})
+
+
+def offset(seconds):
+    zone = timezone(timedelta(hours=5, minutes=30))
+    return datetime.fromtimestamp(seconds, zone).isoformat()
+
+
+TIMES = {
+    "seconds": lambda t: t,
+    "text of seconds": str,
+    "Z": iso,
+    "naive": lambda t: iso(t)[:-1],
+    "a space": lambda t: iso(t)[:-1].replace("T", " "),
+    "an offset": offset,
+    "an offset without colon": lambda t: "".join(offset(t).rsplit(":", 1)),
+    "mixed": lambda t: iso(t) if t % 2 else offset(t),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("extension", ["csv", "tsv", "txt", "parquet"])
+def test_tables(tmp_path, extension, name):
+    log = tmp_path / f"log.{extension}"
+    if extension == "parquet":
+        table(TIMES[name]).write_parquet(log)
+    else:
+        table(TIMES[name]).write_csv(log, separator="," if extension == "csv" else "\t")
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL, layout="table") == 0
+    assert read_parts(tmp_path / "out")[0] == SMALL_PARTS
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "Asia/Kolkata"])
+def test_parquet_dates_and_integers(tmp_path, unit, zone):
+    frame = table(lambda t: datetime.fromtimestamp(t, timezone.utc)).with_columns(
+        pl.col("Time").dt.cast_time_unit(unit), pl.col("ItemId").cast(pl.Int32))
+    naive = pl.col("Time").dt.replace_time_zone(None)
+    frame.with_columns(pl.col("Time").dt.convert_time_zone(zone) if zone else naive) \
+        .write_parquet(tmp_path / "log.parquet")
+    assert run_clicks(tmp_path / "log.parquet", tmp_path / "out", *KEEP_ALL, layout="table") == 0
+    assert read_parts(tmp_path / "out")[0] == SMALL_PARTS
+
+
+def test_named_columns_and_separator(tmp_path):
+    log = tmp_path / "log.dat"
+    table().rename({"SessionId": "s", "ItemId": "i", "Time": "t"}).write_csv(log, separator=";")
+    flags = ["--session_column", "s", "--item_column", "i", "--time_column", "t",
+             "--separator", ";", *KEEP_ALL]
+    assert run_clicks(log, tmp_path / "out", *flags, layout="table") == 0
+    assert read_parts(tmp_path / "out")[0] == SMALL_PARTS
+
+
+def test_an_offset_moves_a_click(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("SessionId,ItemId,Time\n1,late,2014-04-01T12:00:00\n"
+                   "1,early,2014-04-01T13:00:00+02:00\n2,early,2014-04-09\n2,late,2014-04-09\n")
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL, layout="table") == 0
+    assert read_parts(tmp_path / "out")[0]["train"] == [["early", "late"]]
+
+
+def test_line_ends_byte_order_mark_and_blank_lines(tmp_path):
+    log = tmp_path / "log.csv"
+    text = table().drop("other").write_csv().replace("\n", "\r\n")
+    log.write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n\r\n")
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL, layout="table") == 0
+    assert read_parts(tmp_path / "out")[0] == SMALL_PARTS
+
+
+def test_ties_stay_in_file_order(tmp_path):
+    train = [(s, i, START) for i in "dbca" for s in ("y", "x")]
+    test = [("z", i, START + 2 * DAY) for i in "cabd"]
+    log = write_yoochoose(tmp_path / "log.dat", train + test)
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL) == 0
+    parts, items = read_parts(tmp_path / "out")
+    assert parts == {"train": [list("dbca")] * 2, "test": [list("cabd")]}
+    assert items == list("dbca")
+
+
+def test_a_session_that_ends_at_the_boundary_is_for_the_test(tmp_path):
+    clicks = [("before", "1", START), ("before", "1", START + 0.999), ("at", "1", START),
+              ("at", "1", START + 1), ("last", "1", START), ("last", "1", START + DAY + 1)]
+    log = write_yoochoose(tmp_path / "log.dat", clicks)
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL) == 0
+    parts, _ = read_parts(tmp_path / "out")
+    assert {part: len(sessions) for part, sessions in parts.items()} == {"train": 1, "test": 2}
+
+
+def test_unknown_items(tmp_path):
+    log = write_yoochoose(tmp_path / "log.dat", SMALL)
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL) == 0
+    assert read_parts(tmp_path / "out") == (SMALL_PARTS, ["9", "7"])
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL, "--keep_unknown") == 0
+    parts, items = read_parts(tmp_path / "out")
+    assert parts["test"] == [["7", "5"], ["9", "7"]]
+    assert items == ["9", "7", "5"]
+
+
+def test_counts_are_printed(tmp_path, capsys):
+    run_clicks(write_yoochoose(tmp_path / "log.dat", SMALL), tmp_path / "out", *KEEP_ALL)
+    counts = [[int(word) for word in line.replace(",", "").split() if word.isdigit()]
+              for line in capsys.readouterr().out.splitlines()]
+    assert [8, 4, 3] in counts  # all
+    assert [4, 2, 2] in counts  # train
+    assert [2, 1, 2] in counts  # test
+
+
+# --- sessions -------------------------------------------------------------------------------------
+
+
+def run_sessions(out, train, test, valid=()):
+    flags = ["--valid_files", *map(str, valid)] if valid else []
+    return preprocess.main(["sessions", "--train_files", *map(str, train), "--test_files",
+                            *map(str, test), *flags, "--output_dir", str(out)])
+
+
+def write(path, text):
+    path.write_bytes(text.encode("utf-8"))
+    return path
+
+
+def test_sessions_keep_every_line_and_text_ids(tmp_path):
+    train = [write(tmp_path / "1", "b 7\n007 b\tb\n\nx"), write(tmp_path / "2", "\ufeff7 é\r\n")]
+    valid = [write(tmp_path / "3", "v 7\n")]
+    test = [write(tmp_path / "4", "q\nz 7 v\nq b\n")]
+    assert run_sessions(tmp_path / "out", train, test, valid) == 0
+    parts, items = read_parts(tmp_path / "out")
+    assert items == ["b", "7", "007", "x", "é", "v", "q", "z"]
+    assert parts == {"train": [["b", "7"], ["007", "b", "b"], [], ["x"], ["7", "é"]],
+                     "valid": [["v", "7"]], "test": [["q"], ["z", "7", "v"], ["q", "b"]]}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["0", "00", "a", "-1", "日"]), max_size=4), min_size=1),
+       st.lists(st.lists(st.sampled_from(["0", "new", "b"]), max_size=4), min_size=1))
+def test_sessions_come_back(tmp_path_factory, train, test):
+    if not any(train) or not any(test):
+        return
+    folder = tmp_path_factory.mktemp("sessions")
+    files = [write(folder / name, "".join(" ".join(line) + "\n" for line in lines))
+             for name, lines in (("train", train), ("test", test))]
+    assert run_sessions(folder / "out", files[:1], files[1:]) == 0
+    parts, items = read_parts(folder / "out")
+    assert parts == {"train": train, "test": test}
+    seen = {item for line in train for item in line}
+    assert set(items[:len(seen)]) == seen
+
+
+def test_sessions_errors(tmp_path, capsys):
+    good, empty = write(tmp_path / "good", "1 2\n"), write(tmp_path / "empty", "\n")
+    latin = tmp_path / "latin"
+    latin.write_bytes(b"1 2\n1 \xe9\n")
+    for train, test, words in [
+        (good, tmp_path / "missing", ["missing"]),
+        (empty, good, ["empty"]),
+        (good, latin, ["latin", "line 2", "UTF-8"]),
+    ]:
+        assert run_sessions(tmp_path / "out", [train], [test]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith("preprocess.py: error: ") and message.count("\n") == 1
+        assert all(word in message for word in words), message
+        assert not (tmp_path / "out").exists()
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+GOOD = "SessionId,ItemId,Time\n1,a,1\n1,b,2\n2,a,300000\n2,b,300001\n"
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("log.csv", "", ["log.csv", "no click"]),
+    ("log.csv", "SessionId,ItemId,Time\n", ["log.csv", "no click"]),
+    ("log.csv", "SessionId,item,Time\n1,2,3\n", ["'ItemId'", "'item'", "--item_column"]),
+    ("log.csv", GOOD.replace(",", ";"), ["'SessionId'", "--separator"]),
+    ("log.csv", GOOD + "3,,5\n", ["line 6", "'ItemId'"]),
+    ("log.csv", GOOD + ",a,5\n", ["line 6", "'SessionId'"]),
+    ("log.csv", GOOD + "3,a\n", ["line 6", "'Time'"]),
+    ("log.csv", GOOD + "3,a,soon\n", ["line 6", "'Time'", "'soon'", "ISO 8601"]),
+    ("log.csv", GOOD + "3,a,2014-02-30T00:00:00\n", ["line 6", "2014-02-30"]),
+    ("log.csv", GOOD + "3,a,nan\n", ["line 6", "'nan'"]),
+    ("log.csv", GOOD + "3,a,1396310400123\n", ["line 6", "1396310400123", "milliseconds"]),
+    ("log.csv", GOOD + "3,a,5,6\n", ["line 6", "4"]),
+    ("log.csv", GOOD + '"3\n3",a,x\n', ["line 7", "'x'"]),
+    ("log.csv", GOOD + '3,"a\tb",5\n', ["line 6", "tab"]),
+    ("log.csv", GOOD + '3,"a\nb",5\n', ["line 7", "line break"]),
+    ("log.dat", GOOD, ["log.dat", "--separator"]),
+])
+def test_errors_in_tables(tmp_path, capsys, name, text, words):
+    log = write(tmp_path / name, text)
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL, layout="table") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("preprocess.py: error: ") and message.count("\n") == 1
+    assert str(log) in message
+    assert all(word in message for word in words), message
+    assert files_under(tmp_path) == [name]
+
+
+def test_errors_in_yoochoose_name_the_line(tmp_path, capsys):
+    good = "".join(f"1,{iso(START)},7,0\n" for _ in range(3))
+    for text, words in [
+        ("", ["no clicks"]),
+        (good + "1,yesterday,7,0\n", ["line 4", "yesterday"]),
+        (good + f"1,{iso(START)},,0\n", ["line 4"]),
+        ("SessionId,Time,ItemId,Category\n" + good, ["line 1", "'Time'"]),
+    ]:
+        log = write(tmp_path / "log.dat", text)
+        assert run_clicks(log, tmp_path / "out") == 1
+        message = capsys.readouterr().err
+        assert str(log) in message and all(word in message for word in words), message
+        assert files_under(tmp_path) == ["log.dat"]
+
+
+def test_not_utf8_names_the_line(tmp_path, capsys):
+    log = tmp_path / "log.csv"
+    log.write_bytes(GOOD.encode() + b"3,\xe9,5\n")
+    assert run_clicks(log, tmp_path / "out", layout="table") == 1
+    message = capsys.readouterr().err
+    assert "line 6" in message and "UTF-8" in message
+
+
+def test_parquet_errors(tmp_path, capsys):
+    log = tmp_path / "log.parquet"
+    frame = table()
+    millis = pl.col("Time") * 1000
+    for bad, words in [
+        (frame.with_columns(ItemId=pl.lit(1.5)), ["'ItemId'", "Float64"]),
+        (frame.with_columns(Time=pl.lit(True)), ["'Time'", "Boolean"]),
+        (frame.with_columns(Time=millis.cast(pl.Int64)), ["row 1", "milliseconds"]),
+        (frame.with_columns(Time=millis), ["row 1", "milliseconds"]),
+        (frame.with_columns(SessionId=pl.lit(None, pl.String)), ["row 1", "'SessionId'"]),
+    ]:
+        bad.write_parquet(log)
+        assert run_clicks(log, tmp_path / "out", layout="table") == 1
+        message = capsys.readouterr().err
+        assert all(word in message for word in words), message
+    log.write_bytes(b"no Parquet file")
+    assert run_clicks(log, tmp_path / "out", layout="table") == 1
+    assert str(log) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, word", [
+    (["--min_session_length", 9], "--min_session_length"),
+    (["--min_item_support", 99], "--min_item_support"),
+    (["--min_item_support", 1, "--test_days", 30], "--test_days"),
+    (["--min_item_support", 1, "--valid_days", 30], "--valid_days"),
+])
+def test_nothing_left_names_the_flag(tmp_path, capsys, flags, word):
+    log = write_yoochoose(tmp_path / "log.dat", SMALL)
+    assert run_clicks(log, tmp_path / "out", *flags) == 1
+    assert word in capsys.readouterr().err
+    assert files_under(tmp_path) == ["log.dat"]
+
+
+def test_only_unknown_test_items_names_the_flag(tmp_path, capsys):
+    clicks = [("1", "old", START)] * 2 + [("2", "new", START + 5 * DAY)] * 2
+    log = write_yoochoose(tmp_path / "log.dat", clicks)
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL) == 1
+    assert "--keep_unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [
+    ["--test_days", "0"], ["--test_days", "x"], ["--valid_days", "-1"], ["--test_days", "nan"],
+    ["--min_session_length", "0"], ["--min_item_support", "1.5"], ["--separator", "ab"]])
+def test_usage_errors(tmp_path, capsys, flags):
+    with pytest.raises(SystemExit) as exit_:
+        run_clicks(tmp_path / "log.csv", tmp_path / "out", *flags, layout="table")
+    assert exit_.value.code == 2
+    assert flags[0] in capsys.readouterr().err
+
+
+# --- the output directory -------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_second_run_replaces_the_first(tmp_path):
+    out = tmp_path / "out"
+    small = write_yoochoose(tmp_path / "log.dat", SMALL)
+    sessions = write(tmp_path / "sessions", "1 2 3\n")
+    assert run_sessions(out, [sessions], [sessions], [sessions]) == 0
+    (out / "model").write_text("mine")
+    assert run_clicks(small, out, *KEEP_ALL) == 0
+    assert not (out / "valid_data" / "sessions.txt").exists()  # of another vocabulary
+    assert (out / "model").read_text() == "mine"
+
+
+def test_an_error_leaves_the_previous_run(tmp_path):
+    out = tmp_path / "out"
+    assert run_clicks(write_yoochoose(tmp_path / "log.dat", SMALL), out, *KEEP_ALL) == 0
+    before = contents(out)
+    bad = write(tmp_path / "bad.dat", "1,x,2,0\n")
+    assert run_clicks(bad, out) == 1
+    assert contents(out) == before
+    assert files_under(out) == sorted([*before, "train_data", "test_data"])
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(preprocess.os, "fsync", full)
+    log = write_yoochoose(tmp_path / "log.dat", SMALL)
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert files_under(tmp_path) == ["log.dat"]
+
+
+def test_other_files_in_a_part_are_refused(tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "train_data").mkdir(parents=True)
+    (out / "train_data" / ".cache").write_text("hidden")
+    log = write_yoochoose(tmp_path / "log.dat", SMALL)
+    assert run_clicks(log, out, *KEEP_ALL) == 0
+    (out / "train_data" / "more.txt").write_text("1 2\n")
+    before = contents(out)
+    assert run_clicks(log, out, *KEEP_ALL) == 1
+    assert "more.txt" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def test_an_input_is_not_overwritten(tmp_path, capsys):
+    out = tmp_path / "out"
+    sessions = write(tmp_path / "sessions", "1 2 3\n")
+    assert run_sessions(out, [sessions], [sessions]) == 0
+    before = contents(out)
+    own = out / "train_data" / "sessions.txt"
+    assert run_sessions(out, [own], [sessions]) == 1
+    assert str(own) in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def test_a_missing_input_and_a_file_in_the_way(tmp_path, capsys):
+    assert run_clicks(tmp_path / "none.dat", tmp_path / "out") == 1
+    assert "none.dat: no such file" in capsys.readouterr().err
+    assert files_under(tmp_path) == []
+    log = write_yoochoose(tmp_path / "log.dat", SMALL)
+    assert run_clicks(log, log, *KEEP_ALL) == 1
+    assert str(log) in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not RSC15.exists(), reason="no RSC15 sample here")
+def test_rsc15_sample(tmp_path):
+    assert run_clicks(RSC15, tmp_path / "out") == 0
+    clicks = []
+    for line in RSC15.read_text().splitlines():
+        session, time, item, _ = line.split(",")
+        moment = datetime.fromisoformat(time.replace("Z", "+00:00"))
+        clicks.append((session, item, moment.timestamp()))
+    assert read_parts(tmp_path / "out")[0] == expected_parts(clicks, 2, 5, 1, 0, False)
