@@ -279,6 +279,7 @@ class SequenceSemanticRetrieval(nn.Layer):
         super().__init__()
         if user_encoder not in ("gru", "bow"):
             raise ValueError(f"user_encoder is 'gru' or 'bow', not {user_encoder!r}")
+        self.vocab_size = vocab_size
         user_size = hidden_size if user_encoder == "gru" else embedding_dim
         # Parameters keep their names in every model of a process: Paddle files the optimizer's
         # state under them.
@@ -322,9 +323,13 @@ class SequenceSemanticRetrieval(nn.Layer):
         clicks, lengths: as in user; positive, negative: numpy <int64>[batch], item ids
         """
         # One look-up for both towers: one gradient of the table to merge instead of three.
-        emb = self.embedding(paddle.to_tensor(np.concatenate([clicks, positive, negative])))
-        parts = [len(clicks), len(positive) + len(negative)]
-        user_emb, item_emb = paddle.split(emb, parts)
+        ids = np.concatenate([clicks, positive, negative])
+        return self.score(self.embedding(paddle.to_tensor(ids)), lengths)
+
+    def score(self, emb, lengths):
+        """As forward, from the rows of the table that it looks up, <float32>[clicks + 2 batch,
+        dim]: where something happens between the look-up and the towers."""
+        user_emb, item_emb = paddle.split(emb, [int(lengths.sum()), 2 * len(lengths)])
         user = self._user_tower(user_emb, lengths)
         positive, negative = paddle.split(self._item_tower(item_emb), 2)
         return paddle.sum(user * positive, axis=1), paddle.sum(user * negative, axis=1)

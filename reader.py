@@ -45,12 +45,19 @@ class Batch(NamedTuple):
     lengths: <int64>[batch], clicks per sequence, each at least 1
     positive: <int64>[batch], the item that was clicked next
     negative: <int64>[batch], an item that was not, or None outside of training
+    touched: <int64>[ids], the items that the batches of all ranks hold, ascending, each once; None
+        where there is one rank. Every rank knows them without asking the others.
     """
 
     clicks: np.ndarray
     lengths: np.ndarray
     positive: np.ndarray
-    negative: Optional[np.ndarray]
+    negative: Optional[np.ndarray] = None
+    touched: Optional[np.ndarray] = None
+
+    def ids(self):
+        """<int64>[clicks + 2 batch]: clicks, positives and negatives, end to end."""
+        return np.concatenate([self.clicks, self.positive, self.negative])
 
 
 def ragged_arange(starts, lengths):
@@ -105,23 +112,27 @@ class YoochooseDataset:
         for step in range(self.num_steps(batch_size, world_size)):
             chosen = order[step * size:(step + 1) * size]
             # Uniform over the V-1 other items: the ids from the positive on move up by one.
-            draws = random.integers(0, self.vocab_size - 1, len(chosen))
-            batch = self._batch(chosen[rank::world_size], max_len)
-            negative = draws[rank::world_size]
-            yield batch._replace(negative=negative + (negative >= batch.positive))
+            negative = random.integers(0, self.vocab_size - 1, len(chosen))
+            negative += negative >= self.items[self.offsets[chosen + 1] - 1]
+            batch = self._batch(chosen, max_len, negative)
+            if world_size > 1:
+                touched = np.unique(batch.ids())
+                batch = self._batch(chosen[rank::world_size], max_len, negative[rank::world_size])
+                batch = batch._replace(touched=touched)
+            yield batch
 
     def test(self, batch_size, max_len=None) -> Iterator[Batch]:
         """All sessions in file order, without negatives."""
         for start in range(0, len(self), batch_size):
             yield self._batch(np.arange(start, min(start + batch_size, len(self))), max_len)
 
-    def _batch(self, chosen, max_len):
+    def _batch(self, chosen, max_len, negative=None):
         starts, last = self.offsets[chosen], self.offsets[chosen + 1] - 1
         if max_len is not None:
             starts = np.maximum(starts, last - max_len)
         lengths = last - starts
         clicks = self.items[ragged_arange(starts, lengths)].astype(np.int64)
-        return Batch(clicks, lengths, self.items[last].astype(np.int64), None)
+        return Batch(clicks, lengths, self.items[last].astype(np.int64), negative)
 
 
 def get_vocab_size(vocab_path):

@@ -3,6 +3,10 @@
     python train.py --train_dir train_data --use_cuda 0 --batch_size 50 --model_dir model_output
     CUDA_VISIBLE_DEVICES=0 python train.py --train_dir train_data --use_cuda 1 --batch_size 50 \\
         --model_dir model_output
+    CUDA_VISIBLE_DEVICES=0,1 python train.py --train_dir train_data --use_cuda 1 --parallel 1 \\
+        --batch_size 50 --model_dir model_output --num_devices 2
+    CPU_NUM=10 python train.py --train_dir train_data --use_cuda 0 --parallel 1 --batch_size 50 \\
+        --model_dir model_output --num_devices 10
     python train.py --resume --epochs 20    # goes on from the newest complete epoch
 """
 
@@ -19,6 +23,7 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
+import parallel
 import reader
 from nets import PairwiseHingeLoss, SequenceSemanticRetrieval
 
@@ -29,11 +34,11 @@ CE_SEED = 102  # of continuous evaluation, as it always was
 # What decides the parameters that a run reaches. It is kept in the checkpoint; --resume takes it
 # from there.
 MODEL_FLAGS = ("embedding_dim", "hidden_size", "user_encoder")
-RUN_FLAGS = ("base_lr", "batch_size", "max_len", "seed", "enable_ce", "step_num")
+RUN_FLAGS = ("base_lr", "batch_size", "num_devices", "max_len", "seed", "enable_ce", "step_num")
 
 
 def make_parser(description, model_dir):
-    """The flags that train.py and cluster_train.py have in common."""
+    """The flags of training; cluster_train.py adds its own."""
     parser = argparse.ArgumentParser(description=description,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
@@ -54,25 +59,15 @@ def make_parser(description, model_dir):
     add("--seed", type=utils.number(int, 0, 2 ** 32 - 1), default=0,
         help="of the initial values, the order of the sessions and the negatives")
     add("--use_cuda", type=switch, default=0, help="1 for a GPU")
-    add("--parallel", type=switch, default=0, help="1 for several devices")
-    add("--num_devices", type=positive, default=1, help="number of devices with --parallel 1")
+    add("--parallel", type=switch, default=0, help="1 for several devices, a process each")
+    add("--num_devices", type=positive, default=1, help="number of devices with --parallel 1; "
+        "CPU_NUM when not given and that is set")
     add("--print_batch", type=positive, default=10,
         help="log the loss every so many steps; on a terminal a progress bar shows it")
     add("--enable_ce", action="store_true", help="continuous evaluation: a fixed seed, at most "
         "--step_num steps an epoch, kpis lines at the end")
     add("--step_num", type=positive, default=1000, help="steps an epoch with --enable_ce")
     return parser
-
-
-def parse_args(argv=None):
-    """Returns (args, given): all flags, and None in place of those that were not given."""
-    parser = make_parser("Sequence Semantic Retrieval: training", "model_output")
-    parser.add_argument("--resume", action="store_true",
-                        help="go on from the newest complete epoch in --model_dir")
-    args, given = parse_given(parser, argv)
-    if args.num_devices > 1 and not args.parallel:
-        parser.error("--num_devices above 1 needs --parallel 1")
-    return args, given
 
 
 def parse_given(parser, argv=None):
@@ -86,6 +81,28 @@ def parse_given(parser, argv=None):
     return args, given
 
 
+def parse_args(argv=None):
+    """Returns (args, given): all flags, and None in place of those that were not given."""
+    parser = make_parser("Sequence Semantic Retrieval: training", "model_output")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the newest complete epoch in --model_dir")
+    args, given = parse_given(parser, argv)
+    if args.num_devices > 1 and not args.parallel:
+        parser.error("--num_devices above 1 needs --parallel 1")
+    if args.parallel:
+        # What decides the number of devices, the most specific last; they must not disagree.
+        _, launched = parallel.rank_and_size()
+        for name, count in (("CPU_NUM", None if args.use_cuda else os.environ.get("CPU_NUM")),
+                            ("the launcher", launched if launched > 1 else None)):
+            if count is not None and not str(count).isdecimal():
+                parser.error(f"{name}={count} is not a number of devices")
+            if count is not None and given.num_devices not in (None, int(count)):
+                parser.error(f"--num_devices {given.num_devices} and {name} ({count}) disagree")
+            if count is not None:
+                args.num_devices = given.num_devices = int(count)
+    return args, given
+
+
 def restore_flags(args, given, meta):
     """Overwrites what decides the outcome by what the checkpoint was trained with. Raises
     SetupError where a flag says otherwise."""
@@ -96,6 +113,9 @@ def restore_flags(args, given, meta):
                 f"--{name} {getattr(given, name)} contradicts the checkpoint, which was trained "
                 f"with {value}: leave the flag out, or train anew without --resume")
         setattr(args, name, value)
+    if args.num_devices > 1 and not args.parallel:
+        raise utils.SetupError(f"the checkpoint was trained on {args.num_devices} devices: add "
+                               f"--parallel 1 --num_devices {args.num_devices}")
 
 
 def build(args, dataset):
@@ -108,36 +128,47 @@ def build(args, dataset):
     return model, optimizer
 
 
-def restore(model, optimizer, model_dir, epoch, meta, vocab_size):
+def restore(model, optimizer, model_dir, epoch):
     """Loads a checkpoint into model and optimizer. Raises SetupError."""
-    utils.check_vocab_size(meta, vocab_size)
     model.set_state_dict(utils.load_state(model_dir, epoch, ".pdparams"))
     optimizer.set_state_dict(utils.load_state(model_dir, epoch, ".pdopt"))
 
 
-def train_step(model, loss, optimizer, batch):
-    """One update. Returns the mean loss and the number of pairs ranked right, as tensors."""
-    cos_pos, cos_neg = model(*batch)
-    mean_loss = paddle.mean(loss(cos_pos, cos_neg))
-    mean_loss.backward()
-    optimizer.step()
-    optimizer.clear_grad()
-    return mean_loss, paddle.sum(paddle.cast(cos_neg < cos_pos, "float32"))
+def make_step(model, loss, optimizer, exchange=None):
+    """The function that trains on one batch and returns the mean loss and how many pairs it ranked
+    right, as tensors; with several ranks, the mean of theirs.
 
-
-def train_epoch(step_on, batches, num_steps, print_batch, epoch):
-    """Returns (mean loss of a session, share of pairs ranked right, sessions).
-
-    step_on: makes one update on a batch and returns what train_step does
+    exchange: parallel.GradientExchange where this is one of several ranks
     """
+    def forward(cos_pos, cos_neg):
+        correct = paddle.sum(paddle.cast(cos_neg < cos_pos, "float32"))
+        return paddle.mean(loss(cos_pos, cos_neg)), correct
+
+    def step(batch):
+        if exchange is None:
+            result = forward(*model(batch.clicks, batch.lengths, batch.positive, batch.negative))
+            result[0].backward()
+        else:
+            rows = exchange.look_up(batch.ids())
+            result = forward(*model.score(rows, batch.lengths))
+            result[0].backward()
+            result = exchange.reduce(rows, batch.ids(), batch.touched, result)
+        optimizer.step()
+        optimizer.clear_grad()
+        return result
+    return step
+
+
+def train_epoch(step, batches, num_steps, print_batch, epoch):
+    """Runs step (see make_step) on each batch. Returns (mean loss of a session, share of pairs
+    ranked right, sessions of this rank)."""
     total_loss = total_correct = total = 0
     pending = []  # a tensor is read only when it is printed: a GPU need not wait for it
     bar = tqdm(batches, total=num_steps, desc=f"epoch {epoch}", unit="step", leave=False,
                disable=not sys.stderr.isatty())
-    for step, batch in enumerate(bar, 1):
-        mean_loss, correct = step_on(batch)
-        pending.append((mean_loss, correct, len(batch.lengths)))
-        if step % print_batch and step != num_steps:
+    for number, batch in enumerate(bar, 1):
+        pending.append((*step(batch), len(batch.lengths)))
+        if number % print_batch and number != num_steps:
             continue
         for mean_loss, correct, sessions in pending:
             total_loss += float(mean_loss) * sessions
@@ -146,77 +177,102 @@ def train_epoch(step_on, batches, num_steps, print_batch, epoch):
         cost, acc = float(mean_loss), float(correct) / sessions
         pending.clear()
         if not np.isfinite(cost):
-            raise utils.SetupError(f"the loss became {cost} in step {step} of epoch {epoch}: "
+            raise utils.SetupError(f"the loss became {cost} in step {number} of epoch {epoch}: "
                                    "train anew with a smaller --base_lr")
         if bar.disable:
-            if step % print_batch == 0:
+            if number % print_batch == 0:
                 logger.info("Train --> pass: %d batch_id: %d avg_cost: %f, acc: %f",
-                            epoch - 1, step - 1, cost, acc)
+                            epoch - 1, number - 1, cost, acc)
         else:
             bar.set_postfix(avg_cost=f"{cost:.4f}", acc=f"{acc:.3f}", refresh=False)
     return total_loss / total, total_correct / total, total
 
 
-def epoch_batches(dataset, args, epoch):
-    """The batches of an epoch and how many of them there are."""
-    batches = dataset.train(args.batch_size, args.seed, epoch, args.max_len)
-    num_steps = dataset.num_steps(args.batch_size)
+def epoch_batches(dataset, args, epoch, rank=0, world_size=1):
+    """The batches of a rank in an epoch, and how many of them there are."""
+    batches = dataset.train(args.batch_size, args.seed, epoch, args.max_len, rank, world_size)
+    num_steps = dataset.num_steps(args.batch_size, world_size)
     if args.enable_ce:
         num_steps = min(num_steps, args.step_num)
     return (batch for _, batch in zip(range(num_steps), batches)), num_steps
 
 
-def train(args, given):
-    """Trains, saves every epoch and prints what the retired script printed. Returns 0."""
+def prepare(args, given):
+    """Reads the data and looks for an epoch to go on from: all that can be wrong is found here.
+    Returns (dataset, last epoch done, its metadata or None)."""
     dataset = reader.construct_train_data(args.train_dir, args.vocab_path)
     utils.make_model_dir(args.model_dir)
     done, meta = utils.newest_complete(args.model_dir) if args.resume else (0, None)
     if meta:
+        utils.check_vocab_size(meta, dataset.vocab_size)
         restore_flags(args, given, meta)
     elif args.resume:
         logger.warning("%s holds no complete epoch, training starts anew", args.model_dir)
+    if not dataset.num_steps(args.batch_size, args.num_devices):
+        raise utils.SetupError(f"{len(dataset)} sessions are less than one step of {args.batch_size}"
+                               f" on each of {args.num_devices} devices: use fewer or a smaller "
+                               "--batch_size")
+    return dataset, done, meta
+
+
+def train(args, given):
+    """Trains, saves every epoch and prints what the retired script printed. Returns 0."""
+    dataset, done, meta = prepare(args, given)
+    rank, world_size = parallel.rank_and_size() if args.parallel else (0, 1)
+    if world_size > 1:
+        parallel.connect()
     model, optimizer = build(args, dataset)
     if meta:
-        restore(model, optimizer, args.model_dir, done, meta, dataset.vocab_size)
+        restore(model, optimizer, args.model_dir, done)
         logger.info("going on from %s/epoch_%d", args.model_dir, done)
     logger.info("%d sessions, %d clicks, %d items", len(dataset), len(dataset.items),
                 dataset.vocab_size)
-    train_epochs(args, dataset, model, optimizer, done)
+    if world_size > 1:
+        logger.info("%d devices, %d sessions a step; each epoch leaves out %d sessions, others "
+                    "each time", world_size, args.batch_size * world_size,
+                    len(dataset) % (args.batch_size * world_size))
+    train_epochs(args, dataset, model, optimizer, done, rank, world_size)
     return 0
 
 
-def train_epochs(args, dataset, model, optimizer, done):
+def train_epochs(args, dataset, model, optimizer, done, rank=0, world_size=1):
     """Runs the epochs after the first `done` ones."""
-    loss = PairwiseHingeLoss()
+    exchange = parallel.GradientExchange(model) if world_size > 1 else None
+    step = make_step(model, PairwiseHingeLoss(), optimizer, exchange)
     total_time = 0.0
     acc = float("nan")
     for epoch in range(done + 1, args.epochs + 1):
         print(f"epoch_{epoch} start")
         begin = time.time()
         paddle.seed(args.seed + epoch)  # what is drawn in an epoch does not depend on the past
-        batches, num_steps = epoch_batches(dataset, args, epoch)
-        cost, acc, sessions = train_epoch(
-            lambda batch: train_step(model, loss, optimizer, batch), batches, num_steps,
-            args.print_batch, epoch)
+        batches, num_steps = epoch_batches(dataset, args, epoch, rank, world_size)
+        cost, acc, sessions = train_epoch(step, batches, num_steps, args.print_batch, epoch)
         seconds = time.time() - begin
         total_time += seconds
         # The mean of the epochs so far, as the retired script had it.
         print("epoch:%d num_steps:%d time_cost(s):%f" % (epoch, num_steps,
                                                          total_time / (epoch - done)))
         print(f"epoch:{epoch} avg_cost:{cost:.6f} acc:{acc:.4f} "
-              f"sessions/s:{sessions / seconds:.0f}")
-        if epoch == done + 1:
-            utils.remove_checkpoints(args.model_dir, after=done)
-        path = utils.save_checkpoint(
-            args.model_dir, epoch, model, optimizer.state_dict(),
-            {"model": {"vocab_size": dataset.vocab_size,
-                       **{name: getattr(args, name) for name in MODEL_FLAGS}},
-             "run": {name: getattr(args, name) for name in RUN_FLAGS},
-             "metrics": {"avg_cost": cost, "acc": acc, "seconds": seconds},
-             "paddle": paddle.__version__})
-        print(f"model saved in {path}", flush=True)
+              f"sessions/s:{sessions * world_size / seconds:.0f}")
+        if rank == 0:
+            if epoch == done + 1:
+                utils.remove_checkpoints(args.model_dir, after=done)
+            metrics = {"avg_cost": cost, "acc": acc, "seconds": seconds}
+            path = save(args, model, optimizer.state_dict(), epoch, metrics)
+            print(f"model saved in {path}", flush=True)
+        if world_size > 1:
+            parallel.wait_for_first(f"saved epoch {epoch}")
     if args.enable_ce:
         print_kpis(args, total_time / max(1, args.epochs - done), acc)
+
+
+def save(args, model, optimizer_state, epoch, metrics, **run):
+    """Writes the checkpoint of an epoch. run: what else decided the outcome. Returns its path."""
+    meta = {"model": {"vocab_size": model.vocab_size,
+                      **{name: getattr(args, name) for name in MODEL_FLAGS}},
+            "run": {**{name: getattr(args, name) for name in RUN_FLAGS}, **run},
+            "metrics": metrics, "paddle": paddle.__version__}
+    return utils.save_checkpoint(args.model_dir, epoch, model, optimizer_state, meta)
 
 
 def print_kpis(args, seconds, acc):
@@ -229,17 +285,26 @@ def print_kpis(args, seconds, acc):
     print(f"kpis\ttrain_acc_{device}\t{acc}")
 
 
-def main(argv=None):
-    args, given = parse_args(argv)
-    utils.setup_logging()
-
-    def run():
-        utils.check_version()
+def run(args, given):
+    """Trains in this process, or starts one per device. Returns the exit code."""
+    utils.check_version()
+    rank, world_size = parallel.rank_and_size()
+    if not args.parallel or world_size > 1:
         utils.set_device(args.use_cuda)
+        if rank:  # one of them speaks for all
+            utils.be_quiet()
         # The names of the optimizer's state do not depend on what ran in this process before.
         with paddle.utils.unique_name.guard():
             return train(args, given)
-    return utils.run_script(run, reader.DataError)
+    utils.check_devices(args.use_cuda, args.num_devices)
+    prepare(args, given)
+    return parallel.start_workers(args.num_devices, args.use_cuda)
+
+
+def main(argv=None):
+    args, given = parse_args(argv)
+    utils.setup_logging()
+    return utils.run_script(lambda: run(args, given), reader.DataError)
 
 
 if __name__ == "__main__":

@@ -68,16 +68,26 @@ def check_version():
                          "pip install -r requirements.txt")
 
 
-def set_device(use_cuda):
-    """The first visible GPU, or the CPU. Raises SetupError; Paddle would end the process from
-    inside of C++ instead."""
-    if use_cuda and not paddle.is_compiled_with_cuda():
+def check_devices(use_cuda, count=1):
+    """Raises SetupError where there are not so many devices of the kind. Paddle would end the
+    process from inside of C++ instead."""
+    if not use_cuda:
+        return
+    if not paddle.is_compiled_with_cuda():
         raise SetupError("--use_cuda 1 needs Paddle's GPU build and this is the CPU build: "
                          "pip uninstall paddlepaddle; pip install -r requirements.txt")
-    if use_cuda and not paddle.device.cuda.device_count():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
-        raise SetupError("--use_cuda 1 and no GPU is visible (CUDA_VISIBLE_DEVICES is "
-                         f"{visible}): check nvidia-smi and the driver, or use --use_cuda 0")
+    found = paddle.device.cuda.device_count()
+    visible = f"CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}"
+    if not found:
+        raise SetupError(f"--use_cuda 1 and no GPU is visible ({visible}): check nvidia-smi and "
+                         "the driver, or use --use_cuda 0")
+    if found < count:
+        raise SetupError(f"--num_devices {count} and only {found} GPUs are visible ({visible})")
+
+
+def set_device(use_cuda):
+    """The first visible GPU, or the CPU. Raises SetupError."""
+    check_devices(use_cuda)
     paddle.set_device("gpu:0" if use_cuda else "cpu")
 
 
@@ -85,6 +95,12 @@ def setup_logging():
     """The lines of the retired scripts' logger, on standard error."""
     logging.basicConfig(format="%(asctime)s - %(levelname)s - %(message)s", level=logging.INFO,
                         force=True)  # Paddle has set up the root logger already
+
+
+def be_quiet():
+    """Nothing but errors from here on: another process says the same."""
+    logging.getLogger().setLevel(logging.ERROR)
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 # --- flags ----------------------------------------------------------------------------------------

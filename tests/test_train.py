@@ -84,7 +84,7 @@ def test_one_step_changes_the_rows_of_its_batch_only(in_sample):
         model, optimizer = train.build(args, dataset)
     before = model.embedding.weight.numpy().copy()
     batch = next(dataset.train(3, seed=0, epoch=1))
-    train.train_step(model, train.PairwiseHingeLoss(), optimizer, batch)
+    train.make_step(model, train.PairwiseHingeLoss(), optimizer)(batch)
     changed = np.flatnonzero((model.embedding.weight.numpy() != before).any(axis=1))
     assert 0 < len(changed)
     assert set(changed) <= set(np.concatenate([batch.clicks, batch.positive, batch.negative]))
