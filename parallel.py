@@ -33,8 +33,9 @@ def rank_and_size():
             int(os.environ.get("PADDLE_TRAINERS_NUM", 1)))
 
 
-def connect():
+def connect(use_cuda):
     """Joins the other ranks. Waits until all are there."""
+    os.environ.setdefault("PADDLE_DISTRI_BACKEND", "nccl" if use_cuda else "gloo")
     dist.init_parallel_env()
 
 
@@ -119,7 +120,6 @@ def start_workers(num_workers, use_cuda):
                 "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
                 "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
                 "PADDLE_MASTER": endpoints[0],
-                "PADDLE_DISTRI_BACKEND": "nccl" if use_cuda else "gloo",
                 # gloo looks the host's own name up otherwise, which not every host can
                 "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
                 "GLOG_minloglevel": os.environ.get("GLOG_minloglevel", "2"),
@@ -127,7 +127,7 @@ def start_workers(num_workers, use_cuda):
             if use_cuda:  # each sees one GPU, its own, as number 0
                 environment.update(CUDA_VISIBLE_DEVICES=gpus[rank], FLAGS_selected_gpus="0")
             workers.append(subprocess.Popen([sys.executable, *sys.argv], env=environment,
-                                            preexec_fn=_die_with_parent()))
+                                            preexec_fn=_in_worker()))
         return _watch(workers)
     finally:
         _stop(workers)
@@ -143,19 +143,28 @@ def _free_ports(count):
     return ports
 
 
-def _die_with_parent():
-    """What a child runs before it becomes the worker, so that not even a killed parent leaves it
-    behind. None where the system (not Linux) can't."""
+def _in_worker():
+    """What a child runs before it becomes the worker."""
     try:
         prctl = ctypes.CDLL(None).prctl
     except (OSError, AttributeError, TypeError):
-        return None
+        prctl = None  # not Linux
     set_parent_death_signal = 1
-    return lambda: prctl(set_parent_death_signal, signal.SIGKILL)
+
+    def run():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the parent to handle
+        if prctl:  # not even a parent that is killed leaves the worker behind
+            prctl(set_parent_death_signal, signal.SIGKILL)
+    return run
 
 
 def _raise_exit(number, _frame):
+    _say(f"stopped by {signal.Signals(number).name}")
     raise SystemExit(128 + number)
+
+
+def _say(text):
+    print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr, flush=True)
 
 
 def _watch(workers):
@@ -165,8 +174,7 @@ def _watch(workers):
         for rank, code in enumerate(codes):
             if code:
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-                print(f"{os.path.basename(sys.argv[0])}: error: worker {rank} of {len(workers)} "
-                      f"{how}; the others are stopped", file=sys.stderr, flush=True)
+                _say(f"worker {rank} of {len(workers)} {how}; the others are stopped")
                 return 1
         if all(code == 0 for code in codes):
             return 0

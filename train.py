@@ -106,6 +106,9 @@ def parse_args(argv=None):
 def restore_flags(args, given, meta):
     """Overwrites what decides the outcome by what the checkpoint was trained with. Raises
     SetupError where a flag says otherwise."""
+    if "trainers" in meta["run"]:
+        raise utils.SetupError("the checkpoint is one of cluster_train.py, whose trainers keep the "
+                               "optimizer's state to themselves: train anew without --resume")
     for name in MODEL_FLAGS + RUN_FLAGS:
         value = {**meta["model"], **meta["run"]}[name]
         if getattr(given, name) not in (None, value):
@@ -220,7 +223,7 @@ def train(args, given):
     dataset, done, meta = prepare(args, given)
     rank, world_size = parallel.rank_and_size() if args.parallel else (0, 1)
     if world_size > 1:
-        parallel.connect()
+        parallel.connect(args.use_cuda)
     model, optimizer = build(args, dataset)
     if meta:
         restore(model, optimizer, args.model_dir, done)
@@ -253,7 +256,8 @@ def train_epochs(args, dataset, model, optimizer, done, rank=0, world_size=1):
         print("epoch:%d num_steps:%d time_cost(s):%f" % (epoch, num_steps,
                                                          total_time / (epoch - done)))
         print(f"epoch:{epoch} avg_cost:{cost:.6f} acc:{acc:.4f} "
-              f"sessions/s:{sessions * world_size / seconds:.0f}")
+              f"sessions/s:{sessions * world_size / seconds:.0f}"
+              + (f" communication:{exchange.seconds / total_time:.0%}" if exchange else ""))
         if rank == 0:
             if epoch == done + 1:
                 utils.remove_checkpoints(args.model_dir, after=done)
