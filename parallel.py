@@ -3,8 +3,9 @@
 Paddle's DataParallel gathers the rows of a sparse gradient from all ranks with their ids, in
 messages of varying size, beside those of the dense ones; on two CPU cores that took longer than it
 saved. Here nothing needs to be asked: the order of the sessions and the negatives depend on the
-seed alone, so that every rank knows which rows the batches of all ranks touch. Each adds its
-gradients into one buffer, dense parameters first, then those rows, and one all-reduce sums it.
+seed alone, so that every rank knows which rows the batches of all ranks touch. Each contributes its
+gradients, of the dense parameters and of those rows, and takes the mean over all ranks: through
+shared memory between CPU processes of one machine, else through one all-reduce of gloo or NCCL.
 
 A worker finds its rank in the environment variables that paddle.distributed.launch sets too: the
 same script runs under that launcher, over several machines.
@@ -13,11 +14,13 @@ same script runs under that launcher, over several machines.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -25,6 +28,7 @@ import paddle
 import paddle.distributed as dist
 
 STOP_SECONDS = 5  # what a worker gets to end after TERM, before KILL
+LOCAL = "SSR_LOCAL_WORKERS"  # file descriptors of SharedMemoryGroup: memory, then sockets
 
 
 def rank_and_size():
@@ -34,31 +38,113 @@ def rank_and_size():
 
 
 def connect(use_cuda):
-    """Joins the other ranks. Waits until all are there."""
+    """Joins the other ranks and returns the group of all. Waits until they are there."""
+    if LOCAL in os.environ:
+        return SharedMemoryGroup(*map(int, os.environ[LOCAL].split(",")))
     os.environ.setdefault("PADDLE_DISTRI_BACKEND", "nccl" if use_cuda else "gloo")
     dist.init_parallel_env()
+    return PaddleGroup()
 
 
-def wait_for_first(event):
-    """Rank 0 reports an event, all others wait for it. Through the store: in a collective they
-    would be given up for lost after half a minute, and saving a large table takes longer."""
-    store = paddle.base.core.create_or_get_global_tcp_store()
-    if dist.get_rank() == 0:
-        store.set(event, b"1")
-    else:
-        store.wait(event)
+class PaddleGroup:
+    """Ranks that talk through gloo or NCCL."""
+
+    def mean(self, parts):
+        """The mean over all ranks of each of some tensors, which have the same shapes on all."""
+        buffer = paddle.concat([paddle.flatten(part) for part in parts])
+        dist.all_reduce(buffer)
+        buffer *= 1.0 / dist.get_world_size()
+        means = paddle.split(buffer, [int(np.prod(part.shape)) for part in parts])
+        return [paddle.reshape(mean, part.shape) for mean, part in zip(means, parts)]
+
+    def wait_for_first(self, event):
+        """Rank 0 reports an event, all others wait for it. Through the store: in a collective they
+        would be given up for lost after half a minute, and saving a large table takes longer."""
+        store = paddle.base.core.create_or_get_global_tcp_store()
+        if dist.get_rank() == 0:
+            store.set(event, b"1")
+        else:
+            store.wait(event)
+
+
+class SharedMemoryGroup:
+    """CPU processes of one machine: each writes its numbers where all see them, and adds up.
+
+    A rank has two slots and uses them in turn: when it comes back to one, all have met once more
+    in between, and so are done reading it. They meet over sockets, with rank 0 in the middle,
+    which also notice when one is gone.
+
+    memory, links: file descriptors that start_workers made: memory that all share, and a socket
+    to rank 0, or from rank 0 to each of the others
+    """
+
+    def __init__(self, memory, *links):
+        self.rank, self.size = rank_and_size()
+        self.memory = memory
+        self.links = [socket.socket(fileno=link) for link in links]
+        self.slots = np.empty((2, self.size, 0), np.float32)
+        self.turn = 0
+        self._meet()
+
+    def mean(self, parts):
+        """As PaddleGroup.mean."""
+        arrays = [part.numpy() for part in parts]
+        ends = np.cumsum([array.size for array in arrays])
+        if ends[-1] > self.slots.shape[2]:
+            self._grow(ends[-1])
+        slots = self.slots[self.turn, :, :ends[-1]]
+        self.turn ^= 1
+        for array, end in zip(arrays, ends):
+            slots[self.rank, end - array.size:end] = array.ravel()
+        self._meet()
+        total = slots[0] + slots[1]
+        for other in slots[2:]:
+            total += other
+        total *= np.float32(1 / self.size)
+        return [paddle.to_tensor(total[end - array.size:end].reshape(array.shape))
+                for array, end in zip(arrays, ends)]
+
+    def wait_for_first(self, event):
+        """All wait for all, and so for rank 0."""
+        self._meet()
+
+    def _grow(self, length):
+        """Larger slots. All ranks need them in the same step, since it is the same for all."""
+        self._meet()  # nobody reads the old ones any more
+        length = int(1.5 * length)
+        shape = (2, self.size, length)
+        os.ftruncate(self.memory, 4 * int(np.prod(shape)))
+        self.slots = np.frombuffer(mmap.mmap(self.memory, 0), np.float32).reshape(shape)
+        self._meet()  # nobody maps less than all of it
+
+    def _meet(self):
+        """Returns when all ranks have called it."""
+        try:
+            if self.rank:
+                self.links[0].send(b".")
+            heard = [link.recv(1) for link in self.links]
+            if not self.rank:
+                for link in self.links:
+                    link.send(b".")
+        except ConnectionError:
+            heard = [b""]
+        if not all(heard):  # a worker is gone
+            time.sleep(STOP_SECONDS)  # the parent says which, and stops this one
+            raise SystemExit(1)
 
 
 class GradientExchange:
     """Trains a model on the batches of all ranks as one process would on all of them together.
 
     model: SequenceSemanticRetrieval, with the same parameters on every rank
+    group: what connect() returned
     """
 
-    def __init__(self, model):
+    def __init__(self, model, group):
+        self.group = group
         self.embedding = model.embedding
         self.dense = [p for p in model.parameters() if p is not model.embedding.weight]
-        self.seconds = 0.0  # spent in communication, waiting for slower ranks included
+        self.seconds = 0.0  # spent in the exchange, waiting for slower ranks included
 
     def look_up(self, ids):
         """Rows of the table, cut off from it: their gradient stays with them.
@@ -75,25 +161,19 @@ class GradientExchange:
 
         rows: what look_up returned for ids, after backward()
         touched: numpy <int64>[m], as in a Batch
-        values: scalar tensors; returns the mean of each over all ranks, <float32>[len(values)]
+        values: scalar tensors; returns the mean of each over all ranks
         """
         place = paddle.to_tensor(np.searchsorted(touched, ids)[:, None])
         zeros = paddle.zeros([len(touched), rows.shape[1]])
-        parts = [p.grad for p in self.dense] + [paddle.scatter_nd_add(zeros, place, rows.grad)]
-        parts += [paddle.reshape(value, [1]) for value in values]
-        buffer = paddle.concat([paddle.flatten(part) for part in parts])
+        table = paddle.scatter_nd_add(zeros, place, rows.grad)
         begin = time.perf_counter()
-        dist.all_reduce(buffer)
+        table, *means = self.group.mean([table, *(p.grad for p in self.dense), *values])
         self.seconds += time.perf_counter() - begin
-        buffer *= 1.0 / dist.get_world_size()
-        sizes = [int(np.prod(p.shape)) for p in self.dense]
-        *gradients, table, means = paddle.split(buffer, sizes + [-1, len(values)])
-        for parameter, gradient in zip(self.dense, gradients):
-            parameter.grad = paddle.reshape(gradient, parameter.shape)
+        for parameter, gradient in zip(self.dense, means):
+            parameter.grad = gradient
         # Backward through a look-up is what makes a sparse gradient of rows and their ids.
-        paddle.autograd.backward([self.embedding(paddle.to_tensor(touched))],
-                                 [paddle.reshape(table, zeros.shape)])
-        return means
+        paddle.autograd.backward([self.embedding(paddle.to_tensor(touched))], [table])
+        return means[len(self.dense):]
 
 
 # --- processes on this machine --------------------------------------------------------------------
@@ -105,32 +185,46 @@ def start_workers(num_workers, use_cuda):
 
     returns the exit code: 0, or 1 if a worker failed; 143 or 130 after TERM or INT
     """
-    endpoints = [f"127.0.0.1:{port}" for port in _free_ports(num_workers)]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(i) for i in range(num_workers)]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_exit)
+    links = _gpu_links(num_workers) if use_cuda else _shared_memory_links(num_workers)
     workers = []
     try:
-        for rank in range(num_workers):
-            environment = {
-                **os.environ,
-                "PADDLE_TRAINER_ID": str(rank),
-                "PADDLE_TRAINERS_NUM": str(num_workers),
-                "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
-                "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
-                "PADDLE_MASTER": endpoints[0],
-                # gloo looks the host's own name up otherwise, which not every host can
-                "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
-                "GLOG_minloglevel": os.environ.get("GLOG_minloglevel", "2"),
-            }
-            if use_cuda:  # each sees one GPU, its own, as number 0
-                environment.update(CUDA_VISIBLE_DEVICES=gpus[rank], FLAGS_selected_gpus="0")
+        for rank, (environment, descriptors) in enumerate(links):
+            environment = {**os.environ, **environment, "PADDLE_TRAINER_ID": str(rank),
+                           "PADDLE_TRAINERS_NUM": str(num_workers)}
             workers.append(subprocess.Popen([sys.executable, *sys.argv], env=environment,
-                                            preexec_fn=_in_worker()))
+                                            pass_fds=descriptors, preexec_fn=_in_worker()))
+        for descriptor in {number for _, descriptors in links for number in descriptors}:
+            os.close(descriptor)  # who waits for a worker that is gone must find the other end shut
         return _watch(workers)
     finally:
         _stop(workers)
+
+
+def _shared_memory_links(num_workers):
+    """For each worker the environment that SharedMemoryGroup looks for, and the descriptors."""
+    if hasattr(os, "memfd_create"):
+        memory = os.memfd_create("gradients")
+    else:  # not Linux
+        with tempfile.TemporaryFile() as file:
+            memory = os.dup(file.fileno())
+    pairs = [socket.socketpair() for _ in range(1, num_workers)]
+    ends = [[pair[0].detach() for pair in pairs], *([pair[1].detach()] for pair in pairs)]
+    return [({LOCAL: ",".join(map(str, [memory, *own]))}, [memory, *own]) for own in ends]
+
+
+def _gpu_links(num_workers):
+    """For each worker the environment that Paddle looks for, and no descriptors."""
+    endpoints = [f"127.0.0.1:{port}" for port in _free_ports(num_workers)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i in range(num_workers)]
+    return [({"PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+              "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+              "PADDLE_MASTER": endpoints[0],
+              # Each sees one GPU, its own, as number 0.
+              "CUDA_VISIBLE_DEVICES": gpus[rank],
+              "FLAGS_selected_gpus": "0"}, []) for rank in range(num_workers)]
 
 
 def _free_ports(count):

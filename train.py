@@ -222,8 +222,7 @@ def train(args, given):
     """Trains, saves every epoch and prints what the retired script printed. Returns 0."""
     dataset, done, meta = prepare(args, given)
     rank, world_size = parallel.rank_and_size() if args.parallel else (0, 1)
-    if world_size > 1:
-        parallel.connect(args.use_cuda)
+    group = parallel.connect(args.use_cuda) if world_size > 1 else None
     model, optimizer = build(args, dataset)
     if meta:
         restore(model, optimizer, args.model_dir, done)
@@ -234,13 +233,14 @@ def train(args, given):
         logger.info("%d devices, %d sessions a step; each epoch leaves out %d sessions, others "
                     "each time", world_size, args.batch_size * world_size,
                     len(dataset) % (args.batch_size * world_size))
-    train_epochs(args, dataset, model, optimizer, done, rank, world_size)
+    train_epochs(args, dataset, model, optimizer, done, group)
     return 0
 
 
-def train_epochs(args, dataset, model, optimizer, done, rank=0, world_size=1):
-    """Runs the epochs after the first `done` ones."""
-    exchange = parallel.GradientExchange(model) if world_size > 1 else None
+def train_epochs(args, dataset, model, optimizer, done, group=None):
+    """Runs the epochs after the first `done` ones. group: of all ranks, if there are several."""
+    rank, world_size = parallel.rank_and_size() if group else (0, 1)
+    exchange = parallel.GradientExchange(model, group) if group else None
     step = make_step(model, PairwiseHingeLoss(), optimizer, exchange)
     total_time = 0.0
     acc = float("nan")
@@ -264,8 +264,8 @@ def train_epochs(args, dataset, model, optimizer, done, rank=0, world_size=1):
             metrics = {"avg_cost": cost, "acc": acc, "seconds": seconds}
             path = save(args, model, optimizer.state_dict(), epoch, metrics)
             print(f"model saved in {path}", flush=True)
-        if world_size > 1:
-            parallel.wait_for_first(f"saved epoch {epoch}")
+        if group:
+            group.wait_for_first(f"saved epoch {epoch}")
     if args.enable_ce:
         print_kpis(args, total_time / max(1, args.epochs - done), acc)
 
