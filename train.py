@@ -212,9 +212,9 @@ def prepare(args, given):
     elif args.resume:
         logger.warning("%s holds no complete epoch, training starts anew", args.model_dir)
     if not dataset.num_steps(args.batch_size, args.num_devices):
-        raise utils.SetupError(f"{len(dataset)} sessions are less than one step of {args.batch_size}"
-                               f" on each of {args.num_devices} devices: use fewer or a smaller "
-                               "--batch_size")
+        raise utils.SetupError(f"{len(dataset)} sessions are less than one step of "
+                               f"{args.batch_size} on each of {args.num_devices} devices: use "
+                               "fewer or a smaller --batch_size")
     return dataset, done, meta
 
 
