@@ -47,6 +47,9 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 from six import ensure_str  # noqa: E402
 
+# Paddle's handler of TERM prints a stack trace, in which a process can hang instead of ending.
+paddle.disable_signal_handler()
+
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pdparams", ".pdopt", ".json")
