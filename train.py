@@ -87,11 +87,12 @@ def parse_args(argv=None):
     parser.add_argument("--resume", action="store_true",
                         help="go on from the newest complete epoch in --model_dir")
     args, given = parse_given(parser, argv)
-    if args.num_devices > 1 and not args.parallel:
-        parser.error("--num_devices above 1 needs --parallel 1")
+    _, launched = parallel.rank_and_size()
+    if max(args.num_devices, launched) > 1 and not args.parallel:
+        parser.error("several devices need --parallel 1: --num_devices is "
+                     f"{args.num_devices}, and {launched} such processes were started")
     if args.parallel:
-        # What decides the number of devices, the most specific last; they must not disagree.
-        _, launched = parallel.rank_and_size()
+        # What else says how many devices there are must not disagree.
         for name, count in (("CPU_NUM", None if args.use_cuda else os.environ.get("CPU_NUM")),
                             ("the launcher", launched if launched > 1 else None)):
             if count is not None and not str(count).isdecimal():
@@ -221,7 +222,7 @@ def prepare(args, given):
 def train(args, given):
     """Trains, saves every epoch and prints what the retired script printed. Returns 0."""
     dataset, done, meta = prepare(args, given)
-    rank, world_size = parallel.rank_and_size() if args.parallel else (0, 1)
+    _, world_size = parallel.rank_and_size()
     group = parallel.connect(args.use_cuda) if world_size > 1 else None
     model, optimizer = build(args, dataset)
     if meta:
@@ -293,7 +294,7 @@ def run(args, given):
     """Trains in this process, or starts one per device. Returns the exit code."""
     utils.check_version()
     rank, world_size = parallel.rank_and_size()
-    if not args.parallel or world_size > 1:
+    if args.num_devices == 1 or world_size > 1:
         utils.set_device(args.use_cuda)
         if rank:  # one of them speaks for all
             utils.be_quiet()

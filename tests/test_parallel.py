@@ -14,6 +14,7 @@ import paddle
 import pytest
 
 import make_sample
+import parallel
 import train
 import utils
 
@@ -168,6 +169,20 @@ def test_errors_are_one_line_and_start_nothing(in_sample, flags, environment, me
     assert code in (1, 2) and message in err and "Traceback" not in err
     assert len([line for line in err.splitlines() if "error:" in line]) == 1
     assert "epoch" not in out
+
+
+def test_one_device_needs_no_other_process(in_sample, monkeypatch):
+    monkeypatch.delenv("CPU_NUM", raising=False)
+    monkeypatch.setattr(parallel, "start_workers", None)  # would raise if it was called
+    assert train.main([*SMALL, "--parallel", "1", "--epochs", "1"]) == 0
+
+
+def test_launched_without_the_flag(in_sample, monkeypatch, capsys):
+    """Each process would train by itself and overwrite the others' epochs."""
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    with pytest.raises(SystemExit):
+        train.main(SMALL)
+    assert "several devices need --parallel 1" in capsys.readouterr().err
 
 
 def test_gpus(monkeypatch):
