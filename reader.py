@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES = 4 << 20  # of text parsed at a time: the working set of the parser, not of the data
 CACHE_BYTES = 16 << 20  # text of this size takes a second to parse: from here on it is cached
 CACHE_VERSION = 1
+MAX_ITEMS = 2 ** 31 - 1  # ids are kept as int32
 
 # What each byte of a session file is. Everything that is no digit and no white space is an error.
 _DIGIT, _SPACE, _NEWLINE, _OTHER = range(4)
@@ -44,7 +45,7 @@ class Batch(NamedTuple):
     clicks: <int64>[clicks], the sequences end to end
     lengths: <int64>[batch], clicks per sequence, each at least 1
     positive: <int64>[batch], the item that was clicked next
-    negative: <int64>[batch], an item that was not, or None outside of training
+    negative: <int64>[batch], an item that was not
     touched: <int64>[ids], the items that the batches of all ranks hold, ascending, each once; None
         where there is one rank. Every rank knows them without asking the others.
     """
@@ -52,7 +53,7 @@ class Batch(NamedTuple):
     clicks: np.ndarray
     lengths: np.ndarray
     positive: np.ndarray
-    negative: Optional[np.ndarray] = None
+    negative: np.ndarray
     touched: Optional[np.ndarray] = None
 
     def ids(self):
@@ -121,12 +122,7 @@ class YoochooseDataset:
                 batch = batch._replace(touched=touched)
             yield batch
 
-    def test(self, batch_size, max_len=None) -> Iterator[Batch]:
-        """All sessions in file order, without negatives."""
-        for start in range(0, len(self), batch_size):
-            yield self._batch(np.arange(start, min(start + batch_size, len(self))), max_len)
-
-    def _batch(self, chosen, max_len, negative=None):
+    def _batch(self, chosen, max_len, negative):
         starts, last = self.offsets[chosen], self.offsets[chosen + 1] - 1
         if max_len is not None:
             starts = np.maximum(starts, last - max_len)
@@ -145,9 +141,9 @@ def get_vocab_size(vocab_path):
                         "line is the number of items (preprocess.py writes it)") from error
     if not (line.isascii() and line.isdigit()):
         raise DataError(f"{vocab_path}, line 1: {line[:40]!r} is not a number of items")
-    if int(line) < 2:
+    if not 2 <= int(line) <= MAX_ITEMS:
         raise DataError(f"{vocab_path}, line 1: {line} items; at least 2 are needed, one to be "
-                        "clicked and one not to be")
+                        f"clicked and one not to be, and at most {MAX_ITEMS} can be told apart")
     return int(line)
 
 

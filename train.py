@@ -110,6 +110,10 @@ def restore_flags(args, given, meta):
     if "trainers" in meta["run"]:
         raise utils.SetupError("the checkpoint is one of cluster_train.py, whose trainers keep the "
                                "optimizer's state to themselves: train anew without --resume")
+    devices = meta["run"]["num_devices"]
+    if devices != args.num_devices:
+        raise utils.SetupError(f"the checkpoint was trained on {devices} devices: add --parallel 1 "
+                               f"--num_devices {devices} (now it is {args.num_devices})")
     for name in MODEL_FLAGS + RUN_FLAGS:
         value = {**meta["model"], **meta["run"]}[name]
         if getattr(given, name) not in (None, value):
@@ -117,9 +121,6 @@ def restore_flags(args, given, meta):
                 f"--{name} {getattr(given, name)} contradicts the checkpoint, which was trained "
                 f"with {value}: leave the flag out, or train anew without --resume")
         setattr(args, name, value)
-    if args.num_devices > 1 and not args.parallel:
-        raise utils.SetupError(f"the checkpoint was trained on {args.num_devices} devices: add "
-                               f"--parallel 1 --num_devices {args.num_devices}")
 
 
 def build(args, dataset):

@@ -110,8 +110,10 @@ def test_resume_on_two_devices(in_sample):
     whole, parts = parameters("whole", 2), parameters("parts", 2)
     for name in whole:
         np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
-    code, _, err = finish(start("--resume", "--epochs", 3, "--model_dir", "parts"))
-    assert code == 1 and "trained on 2 devices: add --parallel 1 --num_devices 2" in err
+    for flags in ([], ["--parallel", 1], ["--parallel", 1, "--num_devices", 3]):
+        code, _, err = finish(start("--resume", "--epochs", 3, "--model_dir", "parts", *flags,
+                                    CPU_NUM=None))
+        assert code == 1 and "trained on 2 devices: add --parallel 1 --num_devices 2" in err
 
 
 def test_enable_ce_names_the_devices(in_sample):
