@@ -1,0 +1,52 @@
+"""The generator of sessions, and the sample that is committed."""
+
+import os
+
+import numpy as np
+import pytest
+
+import make_sample
+import reader
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def test_the_committed_sample_is_what_the_generator_makes(tmp_path):
+    assert make_sample.main(["--output_dir", str(tmp_path)]) == 0
+    for name in ("train_data/sessions.txt", "test_data/sessions.txt", "vocab.txt", "items.txt"):
+        with open(os.path.join(ROOT, name), "rb") as committed, open(tmp_path / name, "rb") as made:
+            assert committed.read() == made.read(), name
+
+
+@pytest.mark.parametrize("num_items", [2, 7, 20, 21, 5000])
+def test_sessions_keep_to_the_items_there_are(num_items):
+    items, offsets = make_sample.make_sessions(500, num_items, seed=3)
+    lengths = np.diff(offsets)
+    assert offsets[0] == 0 and offsets[-1] == len(items)
+    assert lengths.min() >= 2 and lengths.max() <= make_sample.MAX_LENGTH
+    assert items.min() >= 0 and items.max() < num_items
+
+
+def test_popularity_ranks_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(os.path.join(ROOT, "benchmarks"))
+    popular = __import__("popular")
+    train = reader.YoochooseDataset(np.array([0, 0, 0, 1, 1, 2, 2, 3], np.int32),
+                                    np.array([0, 8]), 5)
+    labels = np.array([0, 1, 2, 3, 4], np.int32)
+    test = reader.YoochooseDataset(np.stack([labels, labels], 1).ravel(), np.arange(0, 11, 2), 5)
+    # Items 1 and 2 tie: both have the worse rank. Item 4 was never clicked.
+    assert popular.popularity_ranks(train, test).tolist() == [1, 3, 3, 4, 0]
+
+
+@pytest.mark.parametrize("flags, code", [(["--num_items", "1"], 2), (["--seed", "-1"], 2),
+                                         (["--output_dir", "a_file/below"], 1)])
+def test_errors(tmp_path, monkeypatch, capsys, flags, code):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").write_text("")
+    if code == 2:
+        with pytest.raises(SystemExit) as error:
+            make_sample.main(flags)
+        assert error.value.code == 2
+    else:
+        assert make_sample.main(flags) == 1
+    assert "error: " in capsys.readouterr().err
