@@ -8,11 +8,9 @@ Whatever follows -- goes to train.py. Every line of the test files is scored on 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import re
-import sys
 import tempfile
 from unittest import mock
 
@@ -65,12 +63,8 @@ def run(main, *flags):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    cut = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train_files", nargs="+", required=True)
-    parser.add_argument("--test_files", nargs="+", required=True)
-    args = parser.parse_args(argv[:cut])
+    parser, own_flags, train_flags = common.parse_recall_args(__doc__.splitlines()[0], argv)
+    args = parser.parse_args(own_flags)
     print("| choice | recall@20 | mrr@20 | s an epoch |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
@@ -82,7 +76,7 @@ def main(argv=None):
                 for (owner, attribute), value in patches.items():
                     stack.enter_context(mock.patch.object(owner, attribute, value))
                 out = run(train.main, *paths, "--train_dir", f"{work}/train_data",
-                          "--print_batch", 1000, *argv[cut + 1:])
+                          "--print_batch", 1000, *train_flags)
             epoch, seconds = re.findall(r"epoch:(\d+) num_steps:\d+ time_cost\(s\):(\S+)", out)[-1]
             out = run(infer.main, *paths, "--test_dir", f"{work}/test_data", "--start_index",
                       epoch, "--last_index", epoch)

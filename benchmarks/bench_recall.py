@@ -8,9 +8,7 @@ Whatever follows -- goes to train.py. Every line of the test files is scored on 
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 import tempfile
 
 import common
@@ -18,13 +16,9 @@ import numpy as np
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    cut = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train_files", nargs="+", required=True)
-    parser.add_argument("--test_files", nargs="+", required=True)
+    parser, own_flags, train_flags = common.parse_recall_args(__doc__.splitlines()[0], argv)
     parser.add_argument("--seeds", type=int, default=3)
-    args = parser.parse_args(argv[:cut])
+    args = parser.parse_args(own_flags)
     rows = []
     with tempfile.TemporaryDirectory() as work:
         common.run_script("preprocess.py", "sessions", "--train_files", *args.train_files,
@@ -34,7 +28,7 @@ def main(argv=None):
         print("|---|---|---|---|")
         for seed in range(args.seeds):
             out, _, _ = common.run_script("train.py", *paths, "--train_dir", f"{work}/train_data",
-                                          "--print_batch", 1000, "--seed", seed, *argv[cut + 1:])
+                                          "--print_batch", 1000, "--seed", seed, *train_flags)
             epoch, seconds = re.findall(r"epoch:(\d+) num_steps:\d+ time_cost\(s\):(\S+)", out)[-1]
             out, _, _ = common.run_script("infer.py", *paths, "--test_dir", f"{work}/test_data",
                                           "--start_index", epoch, "--last_index", epoch)

@@ -3,6 +3,7 @@ environment before numpy and Paddle are loaded."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -30,6 +31,17 @@ def run_script(script, *flags):
     if process.returncode:
         raise SystemExit(f"{script} failed:\n{errors}")
     return text, time.time() - begin, usage.ru_maxrss * 1024
+
+
+def parse_recall_args(description, argv=None):
+    """For benchmarks of recall: (parser of their flags to add to, flags for it, flags for train.py),
+    the latter behind a -- of their own."""
+    argv = sys.argv[1:] if argv is None else argv
+    cut = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--train_files", nargs="+", required=True)
+    parser.add_argument("--test_files", nargs="+", required=True)
+    return parser, argv[:cut], argv[cut + 1:]
 
 
 def timed(function, repeats):
