@@ -55,8 +55,9 @@ def parse_args(argv=None):
     add("--positions", choices=("last", "all"), default="last",
         help="predict the last click of each line, or every click after the first")
     add("--output", default=None, metavar="FILE",
-        help="write the top items of each line's next click, as tab-separated text")
-    add("--items_path", default="items.txt", help="raw ids and texts for --output, where the file exists")
+        help="write the top items of each query, as tab-separated text")
+    add("--items_path", default="items.txt",
+        help="raw ids and texts for --output, where the file exists")
     args = parser.parse_args(argv)
     if args.last_index < args.start_index:
         parser.error(f"--last_index {args.last_index} is below --start_index {args.start_index}")

@@ -49,7 +49,8 @@ def paddles_values(ours):
 CHOICES = {
     "as it is": {},
     "Paddle's initial values of the GRU": {
-        (nets, "_xavier"): paddles_values(nets._xavier), (nets, "_zero"): paddles_values(nets._zero)},
+        (nets, "_xavier"): paddles_values(nets._xavier),
+        (nets, "_zero"): paddles_values(nets._zero)},
     "batches sorted by length": {(reader.YoochooseDataset, "train"): sorted_batches},
 }
 

@@ -56,7 +56,8 @@ def main(argv=None):
         items, offsets = make_sample.make_sessions(args.sessions // 20, NUM_ITEMS, seed=0)
         make_sample.write_sessions(os.path.join(work, "part-00.txt"), items, offsets)
         for part in range(1, 20):
-            shutil.copy(os.path.join(work, "part-00.txt"), os.path.join(work, f"part-{part:02d}.txt"))
+            shutil.copy(os.path.join(work, "part-00.txt"),
+                        os.path.join(work, f"part-{part:02d}.txt"))
         print("from text, then from the cache; a process each. Memory: the peak above what the "
               "imports take, also as a share of 12 bytes a click and 16 a session")
         print("| sessions | clicks | MB of text | s | MB/s | memory, MB | share |")

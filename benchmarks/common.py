@@ -34,8 +34,8 @@ def run_script(script, *flags):
 
 
 def parse_recall_args(description, argv=None):
-    """For benchmarks of recall: (parser of their flags to add to, flags for it, flags for train.py),
-    the latter behind a -- of their own."""
+    """For benchmarks of recall: (parser to add flags to, flags for it, flags for train.py), the
+    latter behind a -- of their own."""
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(description=description)

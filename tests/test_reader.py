@@ -95,7 +95,8 @@ def test_directories_without_sessions(tmp_path, make, message):
 
 @pytest.mark.parametrize("content, message", [
     (None, "cannot read the vocabulary"), ("", "not a number"), ("many", "not a number"),
-    ("-5", "not a number"), ("1", "at least 2"), ("2147483648", "at most"), (b"\xff\xfe4\x00", "cannot read the vocabulary"),
+    ("-5", "not a number"), ("1", "at least 2"), ("2147483648", "at most"),
+    (b"\xff\xfe4\x00", "cannot read the vocabulary"),
 ])
 def test_vocabulary_errors(tmp_path, content, message):
     path = tmp_path / "vocab.txt"
