@@ -22,13 +22,28 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--embedding_dim", "8", "--hidden_size", "8"]
 
 
+started = []
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing_behind():
+    """Whatever a failed test has started ends with it."""
+    yield
+    while started:
+        process = started.pop()
+        if members(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def start(*flags, **environment):
     """train.py in a process group of its own, so that what it leaves behind can be found."""
     environment = {key: value for key, value in {**os.environ, **environment}.items()
                    if value is not None}
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, "train.py"), *map(str, flags)],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=environment, start_new_session=True)
+    started.append(subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "train.py"), *map(str, flags)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True))
+    return started[-1]
 
 
 def finish(process, seconds=120):
