@@ -67,7 +67,8 @@ class PackedGRU(PyLayer):
 
     Written in numpy, since the work of a step is a few rows and what costs is the number of
     operations and of temporaries: it takes a quarter to a seventh of the time of Paddle 2.6.2's
-    operator where lengths differ (benchmarks/bench_gru.py). The gradients of the weights are one product over all steps.
+    operator where lengths differ (benchmarks/bench_gru.py). The gradients of the weights are one
+    product over all steps.
     """
 
     @staticmethod

@@ -303,6 +303,7 @@ def run(args, given):
         with paddle.utils.unique_name.guard():
             return train(args, given)
     utils.check_devices(args.use_cuda, args.num_devices)
+    utils.be_quiet()  # what there is to say rank 0 says; errors are told here
     prepare(args, given)
     return parallel.start_workers(args.num_devices, args.use_cuda)
 

@@ -131,6 +131,16 @@ def test_resume_on_two_devices(in_sample):
         assert code == 1 and "trained on 2 devices: add --parallel 1 --num_devices 2" in err
 
 
+def test_warnings_are_not_said_by_the_parent_as_well(in_sample):
+    (in_sample / "data").mkdir()
+    (in_sample / "data" / "a.txt").write_text("1\n" + "1 2 3\n" * 8)
+    code, _, err = finish(start(*SMALL, "--parallel", 1, "--num_devices", 2, "--batch_size", 4,
+                                "--epochs", 1, "--train_dir", "data", "--resume"))
+    assert code == 0, err
+    assert err.count("holds no complete epoch") == 1
+    assert err.count("1 lines of fewer than two ids") == 1
+
+
 def test_enable_ce_names_the_devices(in_sample):
     code, out, err = finish(start(*SMALL, "--enable_ce", "--epochs", 1, "--parallel", 1,
                                   "--step_num", 2, CPU_NUM="2"))
