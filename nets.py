@@ -306,17 +306,30 @@ class SequenceSemanticRetrieval(nn.Layer):
         lengths: numpy <int64>[batch], each at least 1
         returns <float32>[batch, hidden] of length 1, or [clicks, hidden] for every prefix
         """
-        emb = self.embedding(paddle.to_tensor(clicks))
-        return self._user_tower(emb, lengths, every_prefix)
+        return self.encode_user(self.embed(clicks), lengths, every_prefix)
 
     def item(self, tokens, lengths=None):
-        """The vectors of items.
+        """The vectors of items: <float32>[items, hidden] of length 1. tokens, lengths: as in
+        embed."""
+        return self.encode_item(self.embed(tokens, lengths))
 
-        tokens: numpy <int64>[tokens], the items' tokens end to end; lengths: numpy
+    def embed(self, tokens, lengths=None):
+        """What both towers begin with: the bag of the tokens of each item.
+
+        tokens: numpy <int64>[tokens], rows of the table, items end to end; lengths: numpy
         <int64>[items], or None where every item is one token, its own id
-        returns <float32>[items, hidden] of length 1
+        returns <float32>[items, dim]
         """
-        return self._item_tower(self.embedding(paddle.to_tensor(tokens)), lengths)
+        emb = self.embedding(paddle.to_tensor(tokens))
+        return emb if lengths is None else self.item_encoder(emb, lengths)
+
+    def encode_user(self, emb, lengths, every_prefix=False):
+        """The user tower from what embed returns for the clicks; otherwise as user."""
+        return unit(self.user_fc(self.user_encoder(emb, lengths, every_prefix)))
+
+    def encode_item(self, emb):
+        """The item tower from what embed returns: <float32>[items, hidden] of length 1."""
+        return unit(self.item_fc(emb))
 
     def forward(self, clicks, lengths, positive, negative):
         """cos(user, positive) and cos(user, negative), <float32>[batch] each.
@@ -331,8 +344,8 @@ class SequenceSemanticRetrieval(nn.Layer):
         """As forward, from the rows of the table that it looks up, <float32>[clicks + 2 batch,
         dim]: where something happens between the look-up and the towers."""
         user_emb, item_emb = paddle.split(emb, [int(lengths.sum()), 2 * len(lengths)])
-        user = self._user_tower(user_emb, lengths)
-        positive, negative = paddle.split(self._item_tower(item_emb), 2)
+        user = self.encode_user(user_emb, lengths)
+        positive, negative = paddle.split(self.encode_item(item_emb), 2)
         return paddle.sum(user * positive, axis=1), paddle.sum(user * negative, axis=1)
 
     def padded(self, clicks, lengths, positive, negative):
@@ -341,14 +354,6 @@ class SequenceSemanticRetrieval(nn.Layer):
         clicks: <int64>[batch, time]; lengths, positive, negative: <int64>[batch]
         """
         user = unit(self.user_fc(self.user_encoder.padded(self.embedding(clicks), lengths)))
-        positive = self._item_tower(self.embedding(positive))
-        negative = self._item_tower(self.embedding(negative))
+        positive = self.encode_item(self.embedding(positive))
+        negative = self.encode_item(self.embedding(negative))
         return paddle.sum(user * positive, axis=1), paddle.sum(user * negative, axis=1)
-
-    def _user_tower(self, emb, lengths, every_prefix=False):
-        return unit(self.user_fc(self.user_encoder(emb, lengths, every_prefix)))
-
-    def _item_tower(self, emb, lengths=None):
-        if lengths is not None:  # the sum over one token is that token
-            emb = self.item_encoder(emb, lengths)
-        return unit(self.item_fc(emb))
