@@ -4,10 +4,7 @@
     python infer.py --start_index 10 --topk 5 20 --positions all
     python infer.py --start_index 10 --output top.tsv --items_path items.txt
 
-The vectors of all items are computed once per epoch; a query is one product with them. An item
-without a training click has no vector: it is no candidate, as a label it is a miss, as a click it
-is skipped. Ties count against the model, so that one whose scores have collapsed looks as bad as
-it is.
+How items are ranked, and what has no vector: evaluation.py.
 """
 
 from __future__ import annotations
@@ -16,21 +13,14 @@ import argparse
 import logging
 import sys
 import time
-from typing import NamedTuple
 
 import utils  # first: it sets the environment for numpy and paddle
 import numpy as np
-import paddle
-from tqdm import tqdm
 
+import evaluation
 import reader
-from nets import SequenceSemanticRetrieval
 
 logger = logging.getLogger("infer")
-
-SCORES_AT_A_TIME = 1 << 22  # 16 MB: the scores of a batch are computed over this many pairs
-CLICKS_AT_A_TIME = 1 << 14  # sessions are encoded, and items, in groups of about this size
-TIE = 1e-6  # cosines closer than this are equal: it is what rounding does to a sum of products
 
 
 def parse_args(argv=None):
@@ -64,145 +54,6 @@ def parse_args(argv=None):
     return args
 
 
-class Queries(NamedTuple):
-    """What is asked, the same for every epoch of a run.
-
-    clicks: <int64>[clicks], the sessions' clicks that have a vector, without the last click of
-        each, which is only ever a label; end to end
-    lengths: <int64>[sessions], how many of these each session has, 0 allowed
-    labels: <int64>[queries], the items that were clicked next
-    sources: <int64>[queries], the place in clicks where the query's sequence ends; -1 where no
-        click with a vector comes before the label
-    sessions, positions: <int64>[queries], the label is click number `position` of the session;
-        both from 1 on
-    skipped: clicks without a vector that were left out of the sequences
-    """
-
-    clicks: np.ndarray
-    lengths: np.ndarray
-    labels: np.ndarray
-    sources: np.ndarray
-    sessions: np.ndarray
-    positions: np.ndarray
-    skipped: int
-
-
-def make_queries(dataset, known, positions):
-    """Cuts the sessions into sequences and labels and skips clicks on unknown items.
-
-    known: <bool>[V], whether an item has a vector
-    positions: "last" for one query a session, "all" for one at each click but the first
-    """
-    items = np.asarray(dataset.items, np.int64)
-    starts, last = dataset.offsets[:-1], dataset.offsets[1:] - 1
-    session = np.arange(len(starts))
-    if positions == "all":
-        session = np.repeat(session, last - starts)
-        label_at = reader.ragged_arange(starts + 1, last - starts)
-    else:
-        label_at = last
-    inputs = reader.ragged_arange(starts, last - starts)
-    kept = inputs[known[items[inputs]]]
-    # A sequence ends at the last kept click before its label, if that is of the same session.
-    sources = np.searchsorted(kept, label_at) - 1
-    begin = np.searchsorted(kept, starts)
-    sources[sources < begin[session]] = -1
-    return Queries(items[kept], np.diff(begin, append=len(kept)), items[label_at], sources,
-                   session + 1, label_at - starts[session] + 1, len(inputs) - len(kept))
-
-
-class Ranker:
-    """Ranks all items with a vector for the sequences of sessions.
-
-    model: SequenceSemanticRetrieval
-    known: <bool>[V], which items have a vector
-    """
-
-    def __init__(self, model, known):
-        self.model = model
-        self.candidates = np.flatnonzero(known)
-        chunks = np.array_split(self.candidates, -(-len(self.candidates) // CLICKS_AT_A_TIME))
-        vectors = paddle.concat([model.item(chunk) for chunk in chunks])
-        self.vectors = vectors
-        self.by_column = vectors.t().contiguous()  # as the product reads it
-        # Where an item stands among the candidates; only meaningful for those.
-        self.place = np.cumsum(known) - 1
-
-    def rank(self, users, labels):
-        """1 + the candidates that score as high as the label or higher.
-
-        users: <float32>[n, hidden]; labels: numpy <int64>[n], candidates all of them
-        returns numpy <int64>[n]
-        """
-        own = paddle.gather(self.vectors, paddle.to_tensor(self.place[labels]))
-        bound = paddle.sum(users * own, axis=1, keepdim=True) - TIE
-        below = sum(paddle.sum(scores < bound, axis=1).numpy()
-                    for _, scores in self._scores(users))
-        # Not "those at or above": a score that is not a number is above nothing and below nothing.
-        return len(self.candidates) - below
-
-    def top(self, users, k):
-        """The k best candidates: items numpy <int64>[n, k], scores numpy <float32>[n, k], with
-        k no more than there are candidates."""
-        best, items = [], []
-        for start, scores in self._scores(users):
-            values, places = paddle.topk(scores, min(k, scores.shape[1]), axis=1)
-            best.append(values.numpy())
-            items.append(self.candidates[places.numpy() + start])
-        best, items = np.concatenate(best, axis=1), np.concatenate(items, axis=1)
-        order = np.argsort(-best, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(items, order, 1), np.take_along_axis(best, order, 1)
-
-    def _scores(self, users):
-        """Yields (first candidate, <float32>[n, candidates of a chunk]) within a fixed memory."""
-        width = max(1, SCORES_AT_A_TIME // users.shape[0])
-        for start in range(0, len(self.candidates), width):
-            yield start, paddle.matmul(users, self.by_column[:, start:start + width])
-
-
-def encode(model, queries, batch_size):
-    """Yields (indices of queries, their user vectors <float32>[n, hidden]), at most batch_size at
-    a time, for all queries whose sequence is not empty, in order."""
-    ends = np.cumsum(queries.lengths)
-    # Whole sessions, a few thousand clicks together; a longer one makes a group of its own.
-    group = ends // CLICKS_AT_A_TIME
-    cuts = np.flatnonzero(np.diff(group, prepend=-1, append=group[-1] + 1))
-    asked = np.flatnonzero(queries.sources >= 0)
-    sources = queries.sources[asked]
-    for first, end in zip(cuts[:-1], cuts[1:]):
-        lengths = queries.lengths[first:end]
-        begin, stop = ends[first] - lengths[0], ends[end - 1]
-        if begin == stop:
-            continue
-        vectors = model.user(queries.clicks[begin:stop], lengths[lengths > 0], every_prefix=True)
-        inside = asked[slice(*np.searchsorted(sources, [begin, stop]))]
-        for chunk in np.split(inside, range(batch_size, len(inside), batch_size)):
-            yield chunk, paddle.gather(vectors,
-                                       paddle.to_tensor(queries.sources[chunk] - begin))
-
-
-@paddle.no_grad()
-def evaluate(model, queries, known, batch_size, top=None):
-    """The rank of each query's label, 0 where it has none: <int64>[queries].
-
-    top: called with (indices of queries, their user vectors, the Ranker), if given
-    """
-    ranker = Ranker(model, known)
-    ranks = np.zeros(len(queries.labels), np.int64)
-    with tqdm(total=len(ranks), unit="query", leave=False,
-              disable=not sys.stderr.isatty()) as bar:
-        for chunk, users in encode(model, queries, batch_size):
-            rankable = known[queries.labels[chunk]]
-            if rankable.any():
-                rows = paddle.gather(users, paddle.to_tensor(np.flatnonzero(rankable)))
-                chosen = chunk[rankable]
-                ranks[chosen] = ranker.rank(rows, queries.labels[chosen])
-            if top:
-                top(chunk, users, ranker)
-            bar.update(len(chunk))
-    return ranks
-
-
 class TopWriter:
     """Writes the top items of each query as tab-separated text, a row an item."""
 
@@ -218,14 +69,6 @@ class TopWriter:
             self.file.writelines(
                 f"{head}\t{rank}\t{score:.6f}\t{item}\t{self.names[item]}\n"
                 for rank, (item, score) in enumerate(zip(row, row_scores), 1))
-
-
-def load_model(model_dir, epoch, meta):
-    """The model of a checkpoint, ready to be asked. Raises SetupError."""
-    model = SequenceSemanticRetrieval(**meta["model"])
-    model.set_state_dict(utils.load_state(model_dir, epoch, ".pdparams"))
-    model.eval()
-    return model
 
 
 def find_epochs(args, vocab_size):
@@ -297,13 +140,13 @@ def infer(args, file=None):
     names = read_names(args.items_path, dataset.vocab_size) if file else None
     for epoch, meta in epochs:
         begin = time.time()
-        model = load_model(args.model_dir, epoch, meta)
+        model = evaluation.load_model(args.model_dir, epoch, meta)
         known = model.item_clicks.numpy() > 0
-        queries = make_queries(dataset, known, args.positions)
+        queries = evaluation.make_queries(dataset, known, args.positions)
         top = None
         if file:
             top = TopWriter(file, queries, names, max(args.topk), epoch)
-        ranks = evaluate(model, queries, known, args.batch_size, top)
+        ranks = evaluation.evaluate(model, queries, known, args.batch_size, top)
         print_metrics(f"{args.model_dir}/epoch_{epoch}", queries, ranks, known, args.topk,
                       time.time() - begin)
     return 0

@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 import pytest
 
+import evaluation
 import infer
 import reader
 import train
@@ -171,7 +172,7 @@ def test_a_new_run_replaces_the_epochs_of_an_older_one(in_sample):
 def checkpoint_with(model_dir, **parameters):
     """Overwrites parameters of epoch 1."""
     meta = utils.load_meta(model_dir, 1)
-    model = infer.load_model(model_dir, 1, meta)
+    model = evaluation.load_model(model_dir, 1, meta)
     for name, value in parameters.items():
         model.state_dict()[name.replace("__", ".")].set_value(value)
     utils.save_checkpoint(model_dir, 1, model, {}, meta)
@@ -205,13 +206,13 @@ def test_ranks_are_those_of_brute_force(in_sample, positions, user_encoder, monk
     clicks = np.ones(60, np.int32)
     clicks[::4] = 0  # a quarter of the items is unknown
     checkpoint_with("model_output", item_clicks=clicks)
-    monkeypatch.setattr(infer, "SCORES_AT_A_TIME", 100)  # several chunks of the catalogue
-    monkeypatch.setattr(infer, "CLICKS_AT_A_TIME", 50)  # and of the sessions
-    model = infer.load_model("model_output", 1, utils.load_meta("model_output", 1))
+    monkeypatch.setattr(evaluation, "SCORES_AT_A_TIME", 100)  # several chunks of the catalogue
+    monkeypatch.setattr(evaluation, "CLICKS_AT_A_TIME", 50)  # and of the sessions
+    model = evaluation.load_model("model_output", 1, utils.load_meta("model_output", 1))
     dataset = reader.construct_test_data("test_data", "vocab.txt")
     known = model.item_clicks.numpy() > 0
-    queries = infer.make_queries(dataset, known, positions)
-    ranks = infer.evaluate(model, queries, known, batch_size=7)
+    queries = evaluation.make_queries(dataset, known, positions)
+    ranks = evaluation.evaluate(model, queries, known, batch_size=7)
     expected = brute_force_ranks(model, dataset, positions)
     assert (expected == 0).any() and (expected > 0).any()
     np.testing.assert_array_equal(ranks, expected)
@@ -268,14 +269,14 @@ def test_sessions_of_two_and_of_two_thousand_clicks(in_sample, capsys):
 
 def test_output_lists_the_top_items_with_raw_ids(in_sample, monkeypatch):
     run_train("--epochs", 1)
-    monkeypatch.setattr(infer, "SCORES_AT_A_TIME", 500)  # the best of several chunks
+    monkeypatch.setattr(evaluation, "SCORES_AT_A_TIME", 500)  # the best of several chunks
     assert infer.main(["--topk", "3", "7", "--output", "top.tsv"]) == 0
     with open("top.tsv") as f:
         header, *lines = [line.rstrip("\n").split("\t") for line in f]
     assert header == ["epoch", "session", "position", "rank", "score", "item", "raw_id",
                       "text"]
     assert len(lines) == 80 * 7
-    model = infer.load_model("model_output", 1, utils.load_meta("model_output", 1))
+    model = evaluation.load_model("model_output", 1, utils.load_meta("model_output", 1))
     dataset = reader.construct_test_data("test_data", "vocab.txt")
     known = np.flatnonzero(model.item_clicks.numpy() > 0)
     session = dataset.items[dataset.offsets[10]:dataset.offsets[11]].astype(np.int64)
