@@ -342,13 +342,13 @@ class Cluster:
         with paddle.static.program_guard(paddle.static.Program(), self.startup), \
                 paddle.utils.unique_name.guard(), quiet():
             fleet.init(role, is_collective=False, strategy=strategy)
-            model = SequenceSemanticRetrieval(vocab_size, args.embedding_dim, args.hidden_size,
-                                              args.user_encoder)
+            model = SequenceSemanticRetrieval(
+                vocab_size, **{name: getattr(args, name) for name in train.MODEL_FLAGS})
             pos, neg = model.padded(paddle.static.data("clicks", [None, None], "int64"),
                                     *(paddle.static.data(name, [None], "int64")
                                       for name in ("lengths", "positive", "negative")))
-            loss = paddle.mean(PairwiseHingeLoss()(pos, neg))
-            correct = paddle.sum(paddle.cast(neg < pos, "float32"))
+            loss = paddle.mean(PairwiseHingeLoss().pair(pos, neg))
+            correct = paddle.mean(paddle.cast(neg < pos, "float32"))
             optimizer = paddle.optimizer.Adagrad(args.base_lr)
             fleet.distributed_optimizer(optimizer, strategy).minimize(loss, self.startup)
         self.fetch = [loss, correct]
@@ -386,7 +386,7 @@ class Cluster:
             (self.table,) = tables(self.runtime.context, is_dense=False)
 
     def step(self, batch):
-        """One update. Returns the mean loss and the number of pairs ranked right."""
+        """One update. Returns the mean loss and the share of pairs ranked right."""
         return self.executor.run(self.program, feed=pad(batch), fetch_list=self.fetch)
 
     def local(self, name):
@@ -477,7 +477,7 @@ def pad(batch):
     clicks = np.zeros((len(batch.lengths), batch.lengths.max()), np.int64)
     clicks[np.arange(clicks.shape[1]) < batch.lengths[:, None]] = batch.clicks
     return {"clicks": clicks, "lengths": batch.lengths, "positive": batch.positive,
-            "negative": batch.negative}
+            "negative": batch.candidates[:, 1]}
 
 
 # --- roles ----------------------------------------------------------------------------------------
@@ -589,10 +589,11 @@ def train_epochs(args, dataset, model, cluster, peers):
     """Trains, and on trainer 0 saves into model and prints what train.py does. Returns the table
     as the servers hold it at the end."""
     total_time = 0.0
+    _, negatives = train.build_objective(args, dataset)
     for epoch in range(1, args.epochs + 1):
         print(f"epoch_{epoch} start")
         begin = time.time()
-        batches, num_steps = train.epoch_batches(dataset, args, epoch, args.trainer_id,
+        batches, num_steps = train.epoch_batches(dataset, args, epoch, negatives, args.trainer_id,
                                                  args.trainers)
         seen = np.zeros(dataset.vocab_size, bool)
         result = train.train_epoch(cluster.step, note(batches, seen), num_steps, args.print_batch,

@@ -34,6 +34,8 @@ def parse_args(argv=None):
     add("--model_dir", default="model_output", help="where train.py saved epoch_N")
     add("--start_index", type=positive, default=1, help="first epoch to evaluate")
     add("--last_index", type=positive, default=10, help="last epoch to evaluate")
+    add("--best", action="store_true", help="evaluate the epoch that was the best on train.py's "
+        "--valid_dir, in place of --start_index to --last_index")
     add("--use_cuda", type=utils.number(int, 0, 1), default=0, help="1 for a GPU")
     add("--batch_size", type=positive, default=50, help="queries at a time")
     add("--hid_size", "--hidden_size", dest="hidden_size", type=positive, default=None,
@@ -71,8 +73,19 @@ class TopWriter:
                 for rank, (item, score) in enumerate(zip(row, row_scores), 1))
 
 
+def best_epoch(model_dir):
+    """The epoch of the highest recall in validation. Raises SetupError."""
+    _, meta = utils.newest_complete(model_dir)
+    if not (meta and meta["best"]):
+        raise utils.SetupError(f"--best: {model_dir} holds no epoch that was trained with "
+                               "train.py --valid_dir")
+    return meta["best"]["epoch"]
+
+
 def find_epochs(args, vocab_size):
     """[(epoch, metadata)] of the complete checkpoints asked for. Raises SetupError for none."""
+    if args.best:
+        args.start_index = args.last_index = best_epoch(args.model_dir)
     wanted = range(args.start_index, args.last_index + 1)
     found = []
     for epoch in utils.checkpoint_epochs(args.model_dir):

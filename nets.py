@@ -181,6 +181,15 @@ def _running_max_gradient(d_top, state, top, sizes):
     return d_top
 
 
+def last_rows(x, lengths):
+    """The last row of each sequence.
+
+    x: <float32>[clicks, dim], sequences end to end; lengths: numpy <int64>[batch]
+    returns <float32>[batch, dim]
+    """
+    return paddle.gather(x, paddle.to_tensor(np.cumsum(lengths) - 1))
+
+
 class BowEncoder(nn.Layer):
     """Bag of words: the sum over a sequence."""
 
@@ -206,15 +215,18 @@ class BowEncoder(nn.Layer):
 
 
 class GrnnEncoder(nn.Layer):
-    """A GRU over the clicks, then the maximum over time.
+    """A GRU over the clicks, then a pooling of its states over time.
 
-    The maximum up to step t is exactly the encoding of the prefix that ends at t: one pass gives
-    every prefix of a session. On a CPU the GRU is PackedGRU; on a GPU it is Paddle's own, fused
-    one, over padded sequences. Both compute the same function of the same parameters.
+    "max" is the maximum, "max_last" the maximum and the last state, side by side. The maximum up to
+    step t is exactly the encoding of the prefix that ends at t: one pass gives every prefix of a
+    session. On a CPU the GRU is PackedGRU; on a GPU it is Paddle's own, fused one, over padded
+    sequences. Both compute the same function of the same parameters.
     """
 
-    def __init__(self, input_size, hidden_size, param_name="grnn"):
+    def __init__(self, input_size, hidden_size, pooling="max", param_name="grnn"):
         super().__init__()
+        self.pooling = pooling
+        self.output_size = hidden_size if pooling == "max" else 2 * hidden_size
         self.gru = nn.GRU(input_size, hidden_size,
                           weight_ih_attr=_xavier(f"{param_name}.w_ih"),
                           weight_hh_attr=_xavier(f"{param_name}.w_hh"),
@@ -223,12 +235,12 @@ class GrnnEncoder(nn.Layer):
 
     def forward(self, emb, lengths, every_prefix=False):
         """emb: <float32>[clicks, dim], sequences end to end; lengths: numpy <int64>[batch]
-        returns <float32>[batch, hidden], or [clicks, hidden] for the encoding of every prefix."""
+        returns <float32>[batch, output_size], or [clicks, output_size] for the encoding of every
+        prefix."""
         states = self._packed if emb.place.is_cpu_place() else self._padded
-        _, top = states(emb, lengths)
-        if every_prefix:
-            return top
-        return paddle.gather(top, paddle.to_tensor(np.cumsum(lengths) - 1))
+        state, top = states(emb, lengths)
+        pooled = top if self.pooling == "max" else paddle.concat([top, state], axis=1)
+        return pooled if every_prefix else last_rows(pooled, lengths)
 
     def _packed(self, emb, lengths):
         gru = self.gru
@@ -248,7 +260,7 @@ class GrnnEncoder(nn.Layer):
         return tuple(paddle.gather(t.reshape([batch * time, -1]), valid) for t in (states, top))
 
     def padded(self, emb, lengths):
-        """The encoding of padded sequences, in a static graph as well.
+        """The encoding ("max") of padded sequences, in a static graph as well.
 
         emb: <float32>[batch, time, dim]; lengths: <int64>[batch] -> <float32>[batch, hidden]"""
         states, _ = self.gru(emb, sequence_length=lengths)
@@ -257,15 +269,79 @@ class GrnnEncoder(nn.Layer):
 
 
 class PairwiseHingeLoss(nn.Layer):
-    """max(0, margin - cos(user, positive) + cos(user, negative))."""
+    """max(0, margin - cos(user, positive) + cos(user, negative)), the mean over the negatives."""
 
     def __init__(self, margin=0.8):
         super().__init__()
         self.margin = margin
 
-    def forward(self, pos, neg):
-        """pos, neg: <float32>[batch] -> <float32>[batch]"""
+    def forward(self, users, items, batch):
+        """users: <float32>[targets, hidden]; items: <float32>[targets * (1 + n), hidden], those of
+        the batch's paired candidates (reader.Batch)
+
+        returns (losses, share of the negatives ranked below the target), <float32>[targets] each
+        """
+        targets, hidden = users.shape
+        items = items.reshape([targets, -1, hidden])
+        cos = paddle.sum(users.unsqueeze(1) * items, axis=-1)
+        pos, neg = cos[:, :1], cos[:, 1:]
+        correct = paddle.cast(neg < pos, "float32")
+        return paddle.mean(self.pair(pos, neg), axis=1), paddle.mean(correct, axis=1)
+
+    def pair(self, pos, neg):
+        """The loss of pairs, from their cosines: <float32> of any shape."""
         return F.relu(self.margin - pos + neg)
+
+
+class SampledSoftmaxLoss(nn.Layer):
+    """Cross-entropy of the target among shared candidates, corrected for how these were drawn.
+
+    A candidate j that is there with probability pi_j stands for 1 / pi_j items like it, so the sum
+    over candidates of exp(scale * cos) / pi_j has the sum over all items as its expectation: log
+    pi_j is taken off the logit (the logQ correction; Bengio and Senecal, 2008; Jean et al., 2015).
+    The targets of a row's own session are among the candidates for certain, so they have pi = 1.
+    """
+
+    def __init__(self, scale=16.0):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, users, items, batch):
+        """users: <float32>[targets, hidden]; items: <float32>[n, hidden], those of the batch's
+        shared candidates (reader.Batch)
+
+        returns (losses, 1.0 where no candidate has a higher logit than the target),
+        <float32>[targets] each
+        """
+        place = np.searchsorted(batch.candidates, batch.positive)
+        per_session = batch.lengths if batch.every_prefix else np.ones_like(batch.lengths)
+        certain = own_session(per_session, place)
+        logits = paddle.matmul(users * self.scale, items, transpose_y=True)
+        logits = logits - paddle.to_tensor(batch.log_inclusion)
+        logits = paddle.scatter_nd_add(logits, paddle.to_tensor(certain),
+                                       paddle.to_tensor(batch.log_inclusion[certain[:, 1]]))
+        losses = F.cross_entropy(logits, paddle.to_tensor(place), reduction="none").squeeze(-1)
+        with paddle.no_grad():
+            best = paddle.max(logits, axis=1)
+            own = paddle.take_along_axis(logits, paddle.to_tensor(place[:, None]), axis=1)
+            correct = paddle.cast(own.squeeze(-1) >= best, "float32")
+        return losses, correct
+
+
+def own_session(lengths, place):
+    """For each target, the targets of its session, itself among them, each item once.
+
+    lengths: numpy <int64>[batch], targets per session; place: numpy <int64>[targets], where the
+    targets are among the candidates
+    returns <int64>[n, 2], ascending: target number i has the candidate j
+    """
+    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    count = np.repeat(lengths, lengths)
+    row = np.repeat(np.arange(len(place)), count)
+    within = np.arange(len(row)) - (np.cumsum(count) - count)[row]
+    width = place.max() + 1
+    pairs = np.unique(row * width + place[first[row] + within])
+    return np.stack(np.divmod(pairs, width), axis=1)
 
 
 class SequenceSemanticRetrieval(nn.Layer):
@@ -274,26 +350,39 @@ class SequenceSemanticRetrieval(nn.Layer):
     vocab_size: number of items V, the rows of the table
     embedding_dim, hidden_size: columns of the table; size of a user's and an item's vector
     user_encoder: "gru" or "bow"
+    pooling: of the GRU's states, "max" or "max_last"; "max_last_click" also adds the last click's
+        embedding, times a learned gain per dimension, to what the fc makes of the states
+    item_encoder: "fc", or "tied": an item's vector is its bag itself
+    dropout: share of the entries of the clicks' embeddings that are zeroed in training
     """
 
-    def __init__(self, vocab_size, embedding_dim=128, hidden_size=128, user_encoder="gru"):
+    def __init__(self, vocab_size, embedding_dim=128, hidden_size=128, user_encoder="gru",
+                 pooling="max", item_encoder="fc", dropout=0.0):
         super().__init__()
-        if user_encoder not in ("gru", "bow"):
-            raise ValueError(f"user_encoder is 'gru' or 'bow', not {user_encoder!r}")
+        check_architecture(embedding_dim, hidden_size, user_encoder, pooling, item_encoder)
         self.vocab_size = vocab_size
-        user_size = hidden_size if user_encoder == "gru" else embedding_dim
+        self.dropout = dropout
         # Parameters keep their names in every model of a process: Paddle files the optimizer's
         # state under them.
         with paddle.utils.unique_name.guard():
             # Sparse: a step touches the rows of its batch only, however large the catalogue is.
             self.embedding = nn.Embedding(vocab_size, embedding_dim, sparse=True,
                                           weight_attr=_xavier("emb.item"))
-            self.user_encoder = (GrnnEncoder(embedding_dim, hidden_size)
-                                 if user_encoder == "gru" else BowEncoder())
+            if user_encoder == "gru":
+                self.user_encoder = GrnnEncoder(
+                    embedding_dim, hidden_size, "max" if pooling == "max" else "max_last")
+                encoded = self.user_encoder.output_size
+            else:
+                self.user_encoder = BowEncoder()
+                encoded = embedding_dim
             self.item_encoder = BowEncoder()
-            self.user_fc = nn.Linear(user_size, hidden_size, _xavier("user.w"), _zero("user.b"))
-            self.item_fc = nn.Linear(embedding_dim, hidden_size, _xavier("item.w"),
-                                     _zero("item.b"))
+            self.user_fc = nn.Linear(encoded, hidden_size, _xavier("user.w"), _zero("user.b"))
+            self.item_fc = (nn.Linear(embedding_dim, hidden_size, _xavier("item.w"),
+                                      _zero("item.b")) if item_encoder == "fc" else None)
+            self.click_gain = (self.create_parameter(
+                [hidden_size], attr=paddle.ParamAttr(name="user.g"),
+                default_initializer=nn.initializer.Constant(0.5))
+                if pooling == "max_last_click" else None)
         # An item that was never clicked in training has no vector worth ranking. Saved with the
         # parameters, so that evaluation and retrieval know which ones those are.
         if paddle.in_dynamic_mode():  # a static graph has parameters only
@@ -325,31 +414,32 @@ class SequenceSemanticRetrieval(nn.Layer):
 
     def encode_user(self, emb, lengths, every_prefix=False):
         """The user tower from what embed returns for the clicks; otherwise as user."""
-        return unit(self.user_fc(self.user_encoder(emb, lengths, every_prefix)))
+        emb = F.dropout(emb, self.dropout, training=self.training)
+        user = self.user_fc(self.user_encoder(emb, lengths, every_prefix))
+        if self.click_gain is not None:
+            user = user + self.click_gain * (emb if every_prefix else last_rows(emb, lengths))
+        return unit(user)
 
     def encode_item(self, emb):
         """The item tower from what embed returns: <float32>[items, hidden] of length 1."""
-        return unit(self.item_fc(emb))
+        return unit(emb if self.item_fc is None else self.item_fc(emb))
 
-    def forward(self, clicks, lengths, positive, negative):
-        """cos(user, positive) and cos(user, negative), <float32>[batch] each.
-
-        clicks, lengths: as in user; positive, negative: numpy <int64>[batch], item ids
-        """
+    def forward(self, batch):
+        """The towers of a reader.Batch: users <float32>[targets, hidden] and items
+        <float32>[candidates, hidden], all of length 1."""
         # One look-up for both towers: one gradient of the table to merge instead of three.
-        ids = np.concatenate([clicks, positive, negative])
-        return self.score(self.embedding(paddle.to_tensor(ids)), lengths)
+        return self.towers(self.embed(batch.ids()), batch)
 
-    def score(self, emb, lengths):
-        """As forward, from the rows of the table that it looks up, <float32>[clicks + 2 batch,
-        dim]: where something happens between the look-up and the towers."""
-        user_emb, item_emb = paddle.split(emb, [int(lengths.sum()), 2 * len(lengths)])
-        user = self.encode_user(user_emb, lengths)
-        positive, negative = paddle.split(self.encode_item(item_emb), 2)
-        return paddle.sum(user * positive, axis=1), paddle.sum(user * negative, axis=1)
+    def towers(self, emb, batch):
+        """As forward, from what embed returns for batch.ids(): where something happens between the
+        look-up and the towers."""
+        clicks, candidates = paddle.split(emb, [len(batch.clicks), batch.candidates.size])
+        return (self.encode_user(clicks, batch.lengths, batch.every_prefix),
+                self.encode_item(candidates))
 
     def padded(self, clicks, lengths, positive, negative):
-        """What forward computes, over padded sequences and in a static graph as well.
+        """cos(user, positive) and cos(user, negative), <float32>[batch] each, over padded sequences
+        and in a static graph as well. Needs the pooling "max".
 
         clicks: <int64>[batch, time]; lengths, positive, negative: <int64>[batch]
         """
@@ -357,3 +447,19 @@ class SequenceSemanticRetrieval(nn.Layer):
         positive = self.encode_item(self.embedding(positive))
         negative = self.encode_item(self.embedding(negative))
         return paddle.sum(user * positive, axis=1), paddle.sum(user * negative, axis=1)
+
+
+def check_architecture(embedding_dim, hidden_size, user_encoder, pooling, item_encoder):
+    """Raises ValueError where the arguments of SequenceSemanticRetrieval do not go together."""
+    for name, value, known in (("user_encoder", user_encoder, ("gru", "bow")),
+                               ("pooling", pooling, ("max", "max_last", "max_last_click")),
+                               ("item_encoder", item_encoder, ("fc", "tied"))):
+        if value not in known:
+            raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
+    if user_encoder == "bow" and pooling != "max":
+        raise ValueError(f"the pooling {pooling!r} is one of a GRU's states; user_encoder is 'bow'")
+    if embedding_dim != hidden_size:
+        for part in ("item_encoder tied", "pooling max_last_click"):
+            if part.split()[1] in (item_encoder, pooling):
+                raise ValueError(f"{part} needs an embedding_dim equal to hidden_size, not "
+                                 f"{embedding_dim} and {hidden_size}")

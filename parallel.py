@@ -142,6 +142,7 @@ class GradientExchange:
 
     def __init__(self, model, group):
         self.group = group
+        _, self.size = rank_and_size()
         self.embedding = model.embedding
         self.dense = [p for p in model.parameters() if p is not model.embedding.weight]
         self.seconds = 0.0  # spent in the exchange, waiting for slower ranks included

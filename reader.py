@@ -5,8 +5,8 @@ each session begins. A batch has the same form (what fluid called a LoD tensor):
 sequences end to end and the length of each, so that there is no padding to compute or to mask.
 
     dataset = construct_train_data("train_data", "vocab.txt")
-    for batch in dataset.train(batch_size=50, seed=0, epoch=1):
-        batch.clicks, batch.lengths, batch.positive, batch.negative
+    for batch in dataset.train(50, seed=0, epoch=1):
+        batch.clicks, batch.lengths, batch.positive, batch.candidates
 """
 
 from __future__ import annotations
@@ -44,8 +44,14 @@ class Batch(NamedTuple):
 
     clicks: <int64>[clicks], the sequences end to end
     lengths: <int64>[batch], clicks per sequence, each at least 1
-    positive: <int64>[batch], the item that was clicked next
-    negative: <int64>[batch], an item that was not
+    positive: <int64>[targets], the items that were clicked next: one after each sequence, or one
+        after each click of it
+    candidates: what a target is to be told from. <int64>[targets, 1 + n], for each its own, the
+        target first (PairedNegatives); or <int64>[n], the same for all, ascending, each once, all
+        targets among them (SharedNegatives)
+    log_inclusion: <float32>[n] with shared candidates, else None: the logarithm of the probability
+        that a candidate is one
+    num_targets: targets of the batches of all ranks
     touched: <int64>[ids], the items that the batches of all ranks hold, ascending, each once; None
         where there is one rank. Every rank knows them without asking the others.
     """
@@ -53,12 +59,103 @@ class Batch(NamedTuple):
     clicks: np.ndarray
     lengths: np.ndarray
     positive: np.ndarray
-    negative: np.ndarray
+    candidates: np.ndarray
+    log_inclusion: Optional[np.ndarray]
+    num_targets: int
     touched: Optional[np.ndarray] = None
 
+    @property
+    def every_prefix(self):
+        """Whether there is a target after each click."""
+        return len(self.positive) != len(self.lengths)
+
     def ids(self):
-        """<int64>[clicks + 2 batch]: clicks, positives and negatives, end to end."""
-        return np.concatenate([self.clicks, self.positive, self.negative])
+        """<int64>[clicks + candidates]: clicks and candidates, end to end."""
+        return np.concatenate([self.clicks, self.candidates.ravel()])
+
+
+class PairedNegatives:
+    """Each target gets negatives of its own, never itself.
+
+    dataset: whose items are drawn
+    num: negatives of a target
+    alpha: an item is drawn with a probability ~ clicks^alpha; 0 for all V alike
+    """
+
+    def __init__(self, dataset, num=1, alpha=0.0):
+        self.num = num
+        self.vocab_size = dataset.vocab_size
+        self.draw = _Draw(dataset.item_clicks(), alpha) if alpha else None
+
+    def candidates(self, random, positive):
+        """<int64>[targets, 1 + num], the target first, and None."""
+        shape = (len(positive), self.num)
+        if self.draw is None:
+            # Uniform over the V-1 other items: the ids from the positive on move up by one.
+            negative = random.integers(0, self.vocab_size - 1, shape)
+            negative += negative >= positive[:, None]
+        else:
+            negative = self.draw(random, shape)
+            while (same := negative == positive[:, None]).any():
+                negative[same] = self.draw(random, np.count_nonzero(same))
+        return np.concatenate([positive[:, None], negative], axis=1), None
+
+    @staticmethod
+    def of_rank(candidates, mine):
+        """The candidates of the targets mine <bool>[targets]."""
+        return candidates[mine]
+
+
+class SharedNegatives:
+    """All targets of a step get the same candidates: themselves, and some drawn items.
+
+    dataset: whose items are drawn
+    targets: as in YoochooseDataset.train
+    num: items drawn a step, with replacement
+    alpha: with a probability ~ clicks^alpha
+    """
+
+    def __init__(self, dataset, targets, num, alpha):
+        self.num = num
+        self.draw = _Draw(dataset.item_clicks(), alpha)
+        labels = np.ones(len(dataset.items), bool)
+        labels[dataset.offsets[:-1]] = False
+        if targets == "last":
+            labels[:] = False
+            labels[dataset.offsets[1:] - 1] = True
+        counts = np.bincount(dataset.items[labels], minlength=dataset.vocab_size)
+        self.as_target = counts / counts.sum()
+
+    def candidates(self, random, positive):
+        """(candidates <int64>[n], log_inclusion <float32>[n]), as in a Batch.
+
+        An item is a candidate if it is drawn or the target of a row. With N targets distributed as
+        p and K draws distributed as q, that has a probability of 1 - (1 - q)^K (1 - p)^N, taken as
+        1 - exp(-K q - N p).
+        """
+        drawn = self.draw(random, self.num)
+        items = np.unique(np.concatenate([positive, drawn]))
+        expected = self.num * self.draw.probability[items] + len(positive) * self.as_target[items]
+        return items, np.log(-np.expm1(-expected)).astype(np.float32)
+
+    @staticmethod
+    def of_rank(candidates, mine):
+        """All of them, whatever the targets."""
+        return candidates
+
+
+class _Draw:
+    """Draws items with a probability ~ clicks^alpha; those without a click never."""
+
+    def __init__(self, clicks, alpha):
+        weight = np.where(clicks > 0, clicks, 0.0)
+        weight[clicks > 0] **= alpha
+        self.probability = weight / weight.sum()
+        self.below = np.cumsum(self.probability)
+        self.below /= self.below[-1]
+
+    def __call__(self, random, shape):
+        return np.searchsorted(self.below, random.random(shape), side="right")
 
 
 def ragged_arange(starts, lengths):
@@ -97,38 +194,48 @@ class YoochooseDataset:
         whole, rest = divmod(len(self), batch_size * world_size)
         return whole + (world_size == 1 and rest > 0)
 
-    def train(self, batch_size, seed, epoch, max_len=None, rank=0, world_size=1) -> Iterator[Batch]:
+    def train(self, batch_size, seed, epoch, negatives=None, targets="last", max_len=None,
+              rank=0, world_size=1) -> Iterator[Batch]:
         """Batches of one epoch, in an order that depends on (seed, epoch) alone.
 
-        The last click of a session is its positive; its negative is drawn uniformly from all other
-        items. The global batch of batch_size * world_size sessions and its negatives are the same
+        The global batch of batch_size * world_size sessions and its candidates are the same
         whatever world_size is; a rank takes every world_size-th session of it.
 
         batch_size: sessions a step and rank
+        negatives: PairedNegatives or SharedNegatives; not given, one uniform negative a target
+        targets: "last", the last click of a session is predicted; "all", every click but the first
         max_len: the newest clicks that are kept of a sequence, None for all
         """
+        negatives = negatives or PairedNegatives(self)
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(np.arange(len(self), dtype=np.int32))
         size = batch_size * world_size
         for step in range(self.num_steps(batch_size, world_size)):
             chosen = order[step * size:(step + 1) * size]
-            # Uniform over the V-1 other items: the ids from the positive on move up by one.
-            negative = random.integers(0, self.vocab_size - 1, len(chosen))
-            negative += negative >= self.items[self.offsets[chosen + 1] - 1]
-            batch = self._batch(chosen, max_len, negative)
-            if world_size > 1:
-                touched = np.unique(batch.ids())
-                batch = self._batch(chosen[rank::world_size], max_len, negative[rank::world_size])
-                batch = batch._replace(touched=touched)
-            yield batch
+            batch = self._batch(chosen, targets, max_len, negatives, random)
+            yield batch if world_size == 1 else _part(batch, negatives, rank, world_size)
 
-    def _batch(self, chosen, max_len, negative):
+    def _batch(self, chosen, targets, max_len, negatives, random):
         starts, last = self.offsets[chosen], self.offsets[chosen + 1] - 1
         if max_len is not None:
             starts = np.maximum(starts, last - max_len)
         lengths = last - starts
-        clicks = self.items[ragged_arange(starts, lengths)].astype(np.int64)
-        return Batch(clicks, lengths, self.items[last].astype(np.int64), negative)
+        places = ragged_arange(starts, lengths)
+        clicks = self.items[places].astype(np.int64)
+        positive = self.items[last if targets == "last" else places + 1].astype(np.int64)
+        candidates, log_inclusion = negatives.candidates(random, positive)
+        return Batch(clicks, lengths, positive, candidates, log_inclusion, len(positive))
+
+
+def _part(batch, negatives, rank, world_size):
+    """What a rank takes of the global batch."""
+    mine = np.arange(len(batch.lengths)) % world_size == rank
+    clicks = np.repeat(mine, batch.lengths)
+    targets = clicks if batch.every_prefix else mine
+    return batch._replace(clicks=batch.clicks[clicks], lengths=batch.lengths[mine],
+                          positive=batch.positive[targets],
+                          candidates=negatives.of_rank(batch.candidates, targets),
+                          touched=np.unique(batch.ids()))
 
 
 def get_vocab_size(vocab_path):

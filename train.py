@@ -8,6 +8,7 @@
     CPU_NUM=10 python train.py --train_dir train_data --use_cuda 0 --parallel 1 --batch_size 50 \\
         --model_dir model_output --num_devices 10
     python train.py --resume --epochs 20    # goes on from the newest complete epoch
+    python train.py --recipe strong --valid_dir valid_data --patience 2
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ import logging
 import os
 import sys
 import time
+from typing import NamedTuple, Optional
 
 import utils  # first: it sets the environment for numpy and paddle
 import numpy as np
 import paddle
 from tqdm import tqdm
 
+import evaluation
 import parallel
 import reader
-from nets import PairwiseHingeLoss, SequenceSemanticRetrieval
+from nets import (PairwiseHingeLoss, SampledSoftmaxLoss, SequenceSemanticRetrieval,
+                  check_architecture)
 
 logger = logging.getLogger("train")
 
@@ -33,28 +37,48 @@ CE_SEED = 102  # of continuous evaluation, as it always was
 
 # What decides the parameters that a run reaches. It is kept in the checkpoint; --resume takes it
 # from there.
-MODEL_FLAGS = ("embedding_dim", "hidden_size", "user_encoder")
-RUN_FLAGS = ("base_lr", "batch_size", "num_devices", "max_len", "seed", "enable_ce", "step_num")
+MODEL_FLAGS = ("embedding_dim", "hidden_size", "user_encoder", "pooling", "item_encoder", "dropout")
+RUN_FLAGS = ("recipe", "base_lr", "batch_size", "num_devices", "max_len", "seed", "enable_ce", "step_num",
+             "targets", "loss", "num_negatives", "neg_alpha", "scale", "optimizer", "lr_schedule")
+
+# What --recipe sets where no flag says otherwise: the training of the retired scripts, and the one
+# of the highest recall (benchmarks/README.md has what each part is worth).
+RECIPES = {
+    "faithful": dict(
+        targets="last", loss="hinge", num_negatives=1, neg_alpha=0.0, scale=16.0, pooling="max",
+        item_encoder="fc", dropout=0.0, optimizer="adagrad", lr_schedule="constant", base_lr=0.01,
+        batch_size=50, epochs=10, max_len=None, embedding_dim=128, hidden_size=128),
+    "strong": dict(
+        targets="all", loss="softmax", num_negatives=2000, neg_alpha=0.5, scale=16.0,
+        pooling="max_last_click", item_encoder="tied", dropout=0.25, optimizer="adam",
+        lr_schedule="linear", base_lr=0.004, batch_size=128, epochs=5, max_len=20,
+        embedding_dim=128, hidden_size=128),
+}
+FINAL_RATE = 0.01  # of the linear schedule, as a share of --base_lr
+VALID_K = 20  # of the recall that decides which epoch is the best
+VALID_BATCH = 200  # queries at a time
+RANK_SEEDS = 1 << 32  # ranks are so far apart that their dropout has nothing in common
 
 
 def make_parser(description, model_dir):
     """The flags of training; cluster_train.py adds its own."""
     parser = argparse.ArgumentParser(description=description,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.set_defaults(recipe="faithful", **RECIPES["faithful"])
     add = parser.add_argument
     positive = utils.number(int, 1)
     switch = utils.number(int, 0, 1)
     add("--train_dir", default="train_data", help="directory of session files")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items")
     add("--model_dir", default=model_dir, help="where epoch_N is saved")
-    add("--epochs", type=positive, default=10, help="number of epochs")
-    add("--batch_size", type=positive, default=50, help="sessions a step and device")
-    add("--base_lr", type=utils.number(float, 0), default=0.01, help="learning rate")
-    add("--embedding_dim", type=positive, default=128, help="columns of the embedding table")
-    add("--hidden_size", type=positive, default=128, help="size of user and item vectors")
+    add("--epochs", type=positive, help="number of epochs")
+    add("--batch_size", type=positive, help="sessions a step and device")
+    add("--base_lr", type=utils.number(float, 0), help="learning rate")
+    add("--embedding_dim", type=positive, help="columns of the embedding table")
+    add("--hidden_size", type=positive, help="size of user and item vectors")
     add("--user_encoder", choices=("gru", "bow"), default="gru",
         help="a GRU over the clicks or their sum")
-    add("--max_len", type=positive, default=None, help="newest clicks of a session that are "
+    add("--max_len", type=positive, help="newest clicks of a session that are "
         "kept; all when not given")
     add("--seed", type=utils.number(int, 0, 2 ** 32 - 1), default=0,
         help="of the initial values, the order of the sessions and the negatives")
@@ -70,11 +94,41 @@ def make_parser(description, model_dir):
     return parser
 
 
+def add_recipe_flags(parser):
+    """The flags that go beyond the retired scripts' training."""
+    add = parser.add_argument
+    add("--recipe", choices=RECIPES, help="sets those of the flags here that "
+        "are not given: faithful, as the retired scripts trained; strong, for the highest recall")
+    add("--targets", choices=("last", "all"),
+        help="predict the last click of a session, or every click but the first")
+    add("--loss", choices=("hinge", "softmax"), help="hinge: against negatives of each target's "
+        "own; softmax: among the targets of the step and shared negatives, with logQ correction")
+    add("--num_negatives", type=utils.number(int, 0),
+        help="negatives: of each target (hinge), of a step beside its targets (softmax)")
+    add("--neg_alpha", type=utils.number(float, 0),
+        help="negatives are drawn with a probability ~ clicks^alpha, 0 for uniform")
+    add("--scale", type=utils.number(float, 0), help="logit = scale * cosine (softmax)")
+    add("--pooling", choices=("max", "max_last", "max_last_click"), help="of the GRU's states: "
+        "the maximum; maximum and last; both, and the last click's embedding")
+    add("--item_encoder", choices=("fc", "tied"),
+        help="an item's vector: fc of its bag, or the bag itself")
+    add("--dropout", type=utils.number(float, 0, 0.99), help="of the clicks' embeddings")
+    add("--optimizer", choices=("adagrad", "adam"), help="adam updates the rows of a step only")
+    add("--lr_schedule", choices=("constant", "linear"),
+        help=f"linear: falls to {FINAL_RATE:.0%} of --base_lr at the last step of --epochs")
+    add("--valid_dir", help="session files on which recall and MRR are measured each epoch")
+    add("--patience", type=utils.number(int, 1), help="stop after so many epochs without a higher "
+        f"recall@{VALID_K} on --valid_dir")
+    add("--log_dir", help="also write scalars for VisualDL there")
+    add("--resume", action="store_true", help="go on from the newest complete epoch in --model_dir")
+
+
 def parse_given(parser, argv=None):
     """(args, given) as of parse_args, with the seed that --enable_ce fixes."""
     args = parser.parse_args(argv)
+    # The same command once more, with nothing for what it leaves out.
     given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
-    if args.enable_ce:
+    if given.enable_ce:
         if given.seed not in (None, CE_SEED):
             parser.error(f"--enable_ce fixes the seed at {CE_SEED}: leave --seed out")
         args.seed = CE_SEED
@@ -84,9 +138,10 @@ def parse_given(parser, argv=None):
 def parse_args(argv=None):
     """Returns (args, given): all flags, and None in place of those that were not given."""
     parser = make_parser("Sequence Semantic Retrieval: training", "model_output")
-    parser.add_argument("--resume", action="store_true",
-                        help="go on from the newest complete epoch in --model_dir")
+    add_recipe_flags(parser)
+    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe])
     args, given = parse_given(parser, argv)
+    check_recipe(parser, args, given)
     _, launched = parallel.rank_and_size()
     if max(args.num_devices, launched) > 1 and not args.parallel:
         parser.error("several devices need --parallel 1: --num_devices is "
@@ -102,6 +157,22 @@ def parse_args(argv=None):
             if count is not None:
                 args.num_devices = given.num_devices = int(count)
     return args, given
+
+
+def check_recipe(parser, args, given):
+    """Ends with an error where flags do not go together."""
+    if args.loss == "hinge" and not args.num_negatives:
+        parser.error("--loss hinge needs --num_negatives 1 or more")
+    if args.loss == "hinge" and given.scale is not None:
+        parser.error("--scale is one of --loss softmax")
+    if args.patience is not None and not args.valid_dir:
+        parser.error("--patience needs --valid_dir")
+    try:
+        check_architecture(**{name: getattr(args, name) for name in
+                              ("embedding_dim", "hidden_size", "user_encoder", "pooling",
+                               "item_encoder")})
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def restore_flags(args, given, meta):
@@ -121,16 +192,33 @@ def restore_flags(args, given, meta):
                 f"--{name} {getattr(given, name)} contradicts the checkpoint, which was trained "
                 f"with {value}: leave the flag out, or train anew without --resume")
         setattr(args, name, value)
+    if given.epochs is None:
+        args.epochs = meta["run"]["epochs"]
+    elif args.lr_schedule == "linear" and args.epochs != meta["run"]["epochs"]:
+        logger.warning("the learning rate falls as in a run of %d epochs from here on, it was one "
+                       "of %d", args.epochs, meta["run"]["epochs"])
 
 
 def build(args, dataset):
     """The model and its optimizer, with the initial values that belong to the seed."""
     paddle.seed(args.seed)
-    model = SequenceSemanticRetrieval(dataset.vocab_size, args.embedding_dim, args.hidden_size,
-                                      args.user_encoder)
+    model = SequenceSemanticRetrieval(dataset.vocab_size,
+                                      **{name: getattr(args, name) for name in MODEL_FLAGS})
     model.item_clicks.set_value(dataset.item_clicks())
-    optimizer = paddle.optimizer.Adagrad(args.base_lr, parameters=model.parameters())
+    if args.optimizer == "adam":
+        optimizer = paddle.optimizer.Adam(args.base_lr, parameters=model.parameters(),
+                                          lazy_mode=True)
+    else:
+        optimizer = paddle.optimizer.Adagrad(args.base_lr, parameters=model.parameters())
     return model, optimizer
+
+
+def build_objective(args, dataset):
+    """(the loss, the negatives that it needs)."""
+    if args.loss == "softmax":
+        return (SampledSoftmaxLoss(args.scale),
+                reader.SharedNegatives(dataset, args.targets, args.num_negatives, args.neg_alpha))
+    return PairwiseHingeLoss(), reader.PairedNegatives(dataset, args.num_negatives, args.neg_alpha)
 
 
 def restore(model, optimizer, model_dir, epoch):
@@ -140,22 +228,24 @@ def restore(model, optimizer, model_dir, epoch):
 
 
 def make_step(model, loss, optimizer, exchange=None):
-    """The function that trains on one batch and returns the mean loss and how many pairs it ranked
-    right, as tensors; with several ranks, the mean of theirs.
+    """The function that trains on one batch and returns the mean over the targets of all ranks of
+    the loss and of what it ranked right, as tensors.
 
     exchange: parallel.GradientExchange where this is one of several ranks
     """
-    def forward(cos_pos, cos_neg):
-        correct = paddle.sum(paddle.cast(cos_neg < cos_pos, "float32"))
-        return paddle.mean(loss(cos_pos, cos_neg)), correct
+    def forward(emb, batch):
+        losses, correct = loss(*model.towers(emb, batch), batch)
+        # A mean over ranks follows: what counts is each target, not each rank.
+        share = (1 if exchange is None else exchange.size) / batch.num_targets
+        return paddle.sum(losses) * share, paddle.sum(correct) * share
 
     def step(batch):
         if exchange is None:
-            result = forward(*model(batch.clicks, batch.lengths, batch.positive, batch.negative))
+            result = forward(model.embed(batch.ids()), batch)
             result[0].backward()
         else:
             rows = exchange.look_up(batch.ids())
-            result = forward(*model.score(rows, batch.lengths))
+            result = forward(rows, batch)
             result[0].backward()
             result = exchange.reduce(rows, batch.ids(), batch.touched, result)
         optimizer.step()
@@ -165,21 +255,22 @@ def make_step(model, loss, optimizer, exchange=None):
 
 
 def train_epoch(step, batches, num_steps, print_batch, epoch):
-    """Runs step (see make_step) on each batch. Returns (mean loss of a session, share of pairs
-    ranked right, sessions of this rank)."""
-    total_loss = total_correct = total = 0
+    """Runs step (see make_step) on each batch. Returns (mean loss of a target, share ranked right,
+    sessions of this rank)."""
+    total_loss = total_correct = targets = sessions = 0
     pending = []  # a tensor is read only when it is printed: a GPU need not wait for it
     bar = tqdm(batches, total=num_steps, desc=f"epoch {epoch}", unit="step", leave=False,
                disable=not sys.stderr.isatty())
     for number, batch in enumerate(bar, 1):
-        pending.append((*step(batch), len(batch.lengths)))
+        pending.append((*step(batch), batch.num_targets))
+        sessions += len(batch.lengths)
         if number % print_batch and number != num_steps:
             continue
-        for mean_loss, correct, sessions in pending:
-            total_loss += float(mean_loss) * sessions
-            total_correct += float(correct)
-            total += sessions
-        cost, acc = float(mean_loss), float(correct) / sessions
+        for loss, correct, weight in pending:
+            cost, acc = float(loss), float(correct)
+            total_loss += cost * weight
+            total_correct += acc * weight
+            targets += weight
         pending.clear()
         if not np.isfinite(cost):
             raise utils.SetupError(f"the loss became {cost} in step {number} of epoch {epoch}: "
@@ -190,22 +281,44 @@ def train_epoch(step, batches, num_steps, print_batch, epoch):
                             epoch - 1, number - 1, cost, acc)
         else:
             bar.set_postfix(avg_cost=f"{cost:.4f}", acc=f"{acc:.3f}", refresh=False)
-    return total_loss / total, total_correct / total, total
+    return total_loss / targets, total_correct / targets, sessions
 
 
-def epoch_batches(dataset, args, epoch, rank=0, world_size=1):
+def epoch_batches(dataset, args, epoch, negatives, rank=0, world_size=1):
     """The batches of a rank in an epoch, and how many of them there are."""
-    batches = dataset.train(args.batch_size, args.seed, epoch, args.max_len, rank, world_size)
+    batches = dataset.train(args.batch_size, args.seed, epoch, negatives, args.targets,
+                            args.max_len, rank, world_size)
     num_steps = dataset.num_steps(args.batch_size, world_size)
     if args.enable_ce:
         num_steps = min(num_steps, args.step_num)
     return (batch for _, batch in zip(range(num_steps), batches)), num_steps
 
 
+def with_linear_rate(batches, num_steps, epoch, args, optimizer):
+    """Passes batches on and sets the learning rate before each."""
+    for step, batch in enumerate(batches):
+        done = (epoch - 1 + step / num_steps) / args.epochs
+        optimizer.set_lr(args.base_lr * max(FINAL_RATE, 1 - (1 - FINAL_RATE) * done))
+        yield batch
+
+
+class Run(NamedTuple):
+    """What a run starts from.
+
+    dataset, valid: YoochooseDataset, valid may be None
+    done: the last epoch that is there already, 0 for none; meta: its metadata, or None
+    """
+
+    dataset: reader.YoochooseDataset
+    valid: Optional[reader.YoochooseDataset]
+    done: int
+    meta: Optional[dict]
+
+
 def prepare(args, given):
-    """Reads the data and looks for an epoch to go on from: all that can be wrong is found here.
-    Returns (dataset, last epoch done, its metadata or None)."""
+    """Reads the data and looks for an epoch to go on from: all that can be wrong is found here."""
     dataset = reader.construct_train_data(args.train_dir, args.vocab_path)
+    valid = args.valid_dir and reader.construct_test_data(args.valid_dir, args.vocab_path)
     utils.make_model_dir(args.model_dir)
     done, meta = utils.newest_complete(args.model_dir) if args.resume else (0, None)
     if meta:
@@ -217,67 +330,139 @@ def prepare(args, given):
         raise utils.SetupError(f"{len(dataset)} sessions are less than one step of "
                                f"{args.batch_size} on each of {args.num_devices} devices: use "
                                "fewer or a smaller --batch_size")
-    return dataset, done, meta
+    return Run(dataset, valid, done, meta)
 
 
 def train(args, given):
     """Trains, saves every epoch and prints what the retired script printed. Returns 0."""
-    dataset, done, meta = prepare(args, given)
+    run = prepare(args, given)
     _, world_size = parallel.rank_and_size()
     group = parallel.connect(args.use_cuda) if world_size > 1 else None
-    model, optimizer = build(args, dataset)
-    if meta:
-        restore(model, optimizer, args.model_dir, done)
-        logger.info("going on from %s/epoch_%d", args.model_dir, done)
-    logger.info("%d sessions, %d clicks, %d items", len(dataset), len(dataset.items),
-                dataset.vocab_size)
+    model, optimizer = build(args, run.dataset)
+    if run.meta:
+        restore(model, optimizer, args.model_dir, run.done)
+        logger.info("going on from %s/epoch_%d", args.model_dir, run.done)
+    logger.info("%d sessions, %d clicks, %d items", len(run.dataset), len(run.dataset.items),
+                run.dataset.vocab_size)
     if world_size > 1:
         logger.info("%d devices, %d sessions a step; each epoch leaves out %d sessions, others "
                     "each time", world_size, args.batch_size * world_size,
-                    len(dataset) % (args.batch_size * world_size))
-    train_epochs(args, dataset, model, optimizer, done, group)
+                    len(run.dataset) % (args.batch_size * world_size))
+    train_epochs(args, run, model, optimizer, group)
     return 0
 
 
-def train_epochs(args, dataset, model, optimizer, done, group=None):
-    """Runs the epochs after the first `done` ones. group: of all ranks, if there are several."""
+def train_epochs(args, run, model, optimizer, group=None):
+    """Runs the epochs after those that are done. group: of all ranks, if there are several."""
     rank, world_size = parallel.rank_and_size() if group else (0, 1)
     exchange = parallel.GradientExchange(model, group) if group else None
-    step = make_step(model, PairwiseHingeLoss(), optimizer, exchange)
+    loss, negatives = build_objective(args, run.dataset)
+    step = make_step(model, loss, optimizer, exchange)
+    record = Record(args, run) if rank == 0 else None
     total_time = 0.0
     acc = float("nan")
-    for epoch in range(done + 1, args.epochs + 1):
+    for epoch in range(run.done + 1, args.epochs + 1):
         print(f"epoch_{epoch} start")
         begin = time.time()
-        paddle.seed(args.seed + epoch)  # what is drawn in an epoch does not depend on the past
-        batches, num_steps = epoch_batches(dataset, args, epoch, rank, world_size)
+        # What is drawn in an epoch does not depend on the past.
+        paddle.seed(args.seed + epoch + rank * RANK_SEEDS)
+        batches, num_steps = epoch_batches(run.dataset, args, epoch, negatives, rank, world_size)
+        if args.lr_schedule == "linear":
+            batches = with_linear_rate(batches, num_steps, epoch, args, optimizer)
         cost, acc, sessions = train_epoch(step, batches, num_steps, args.print_batch, epoch)
         seconds = time.time() - begin
         total_time += seconds
         # The mean of the epochs so far, as the retired script had it.
         print("epoch:%d num_steps:%d time_cost(s):%f" % (epoch, num_steps,
-                                                         total_time / (epoch - done)))
+                                                         total_time / (epoch - run.done)))
         print(f"epoch:{epoch} avg_cost:{cost:.6f} acc:{acc:.4f} "
               f"sessions/s:{sessions * world_size / seconds:.0f}"
               + (f" communication:{exchange.seconds / total_time:.0%}" if exchange else ""))
-        if rank == 0:
-            if epoch == done + 1:
-                utils.remove_checkpoints(args.model_dir, after=done)
-            metrics = {"avg_cost": cost, "acc": acc, "seconds": seconds}
-            path = save(args, model, optimizer.state_dict(), epoch, metrics)
-            print(f"model saved in {path}", flush=True)
-        if group:
-            group.wait_for_first(f"saved epoch {epoch}")
+        if record:
+            record.add(epoch, model, optimizer, {"avg_cost": cost, "acc": acc, "seconds": seconds})
+        if all_agree(record and record.patience_is_over(epoch), f"saved epoch {epoch}", group):
+            print(f"no higher recall@{VALID_K} for {args.patience} epochs: training ends")
+            break
     if args.enable_ce:
-        print_kpis(args, total_time / max(1, args.epochs - done), acc)
+        print_kpis(args, total_time / max(1, args.epochs - run.done), acc)
 
 
-def save(args, model, optimizer_state, epoch, metrics, **run):
-    """Writes the checkpoint of an epoch. run: what else decided the outcome. Returns its path."""
+def all_agree(stop, event, group):
+    """Whether rank 0 says that it is over. All others wait until it has done what it does alone.
+
+    stop: what rank 0 says, None on the others; group: of all ranks, None where there is one
+    """
+    if group is None:
+        return stop
+    group.wait_for_first(event)
+    return float(group.mean([paddle.to_tensor([float(bool(stop))])])[0]) > 0
+
+
+class Record:
+    """What rank 0 keeps of a run: checkpoints, metrics, and which epoch was the best."""
+
+    def __init__(self, args, run):
+        self.args = args
+        self.valid = run.valid
+        self.done = run.done
+        self.best = run.meta and run.meta.get("best")
+        self.scalars = open_visualdl(args.log_dir) if args.log_dir else None
+
+    def add(self, epoch, model, optimizer, metrics):
+        """Validates and saves an epoch. metrics: {name: number}"""
+        if self.valid:
+            found = validate(model, self.valid, self.args.targets)
+            metrics = {**metrics, **found}
+            if self.best is None or found[f"valid_recall@{VALID_K}"] > self.best["recall"]:
+                self.best = {"epoch": epoch, "recall": found[f"valid_recall@{VALID_K}"]}
+            print(" ", *(f"{name}:{value:.4f}" for name, value in found.items()),
+                  f"best_epoch:{self.best['epoch']}")
+        if epoch == self.done + 1:
+            utils.remove_checkpoints(self.args.model_dir, after=self.done)
+        path = save(self.args, model, optimizer.state_dict(), epoch, metrics, self.best)
+        print(f"model saved in {path}", flush=True)
+        utils.append_metrics(self.args.model_dir, epoch, metrics)
+        if self.scalars:
+            for name, value in metrics.items():
+                self.scalars.add_scalar(tag=name, step=epoch, value=value)
+
+    def patience_is_over(self, epoch):
+        """Whether the last --patience epochs brought nothing."""
+        return bool(self.args.patience) and epoch - self.best["epoch"] >= self.args.patience
+
+
+def open_visualdl(log_dir):
+    """A writer of scalars. Raises SetupError where VisualDL is not installed."""
+    try:
+        from visualdl import LogWriter
+    except ImportError as error:
+        raise utils.SetupError("--log_dir needs VisualDL: pip install visualdl; without it the "
+                               "same figures are in metrics.jsonl of --model_dir") from error
+    return LogWriter(logdir=log_dir)
+
+
+def validate(model, valid, positions):
+    """{name: recall or MRR} of predicting the last clicks of sessions, or all but the first."""
+    known = model.item_clicks.numpy() > 0
+    queries = evaluation.make_queries(valid, known, positions)
+    model.eval()
+    ranks = evaluation.evaluate(model, queries, known, VALID_BATCH)
+    model.train()
+    recall, mrr = utils.recall_mrr(ranks, VALID_K)
+    return {f"valid_recall@{VALID_K}": recall, f"valid_mrr@{VALID_K}": mrr}
+
+
+def save(args, model, optimizer_state, epoch, metrics, best=None, **run):
+    """Writes the checkpoint of an epoch.
+
+    best: {"epoch", "recall"} of the best epoch so far, None without validation
+    run: what else decided the outcome
+    returns its path
+    """
     meta = {"model": {"vocab_size": model.vocab_size,
                       **{name: getattr(args, name) for name in MODEL_FLAGS}},
-            "run": {**{name: getattr(args, name) for name in RUN_FLAGS}, **run},
-            "metrics": metrics, "paddle": paddle.__version__}
+            "run": {**{name: getattr(args, name) for name in (*RUN_FLAGS, "epochs")}, **run},
+            "metrics": metrics, "best": best, "paddle": paddle.__version__}
     return utils.save_checkpoint(args.model_dir, epoch, model, optimizer_state, meta)
 
 

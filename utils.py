@@ -192,6 +192,31 @@ def _write_json(path, value):
         f.write("\n")
 
 
+def append_metrics(model_dir, epoch, metrics):
+    """Adds the line of an epoch to model_dir/metrics.jsonl, in place of those from it on.
+
+    metrics: {name: number}
+    """
+    path = os.path.join(model_dir, "metrics.jsonl")
+    older = [line for line in read_metrics(path) if line["epoch"] < epoch]
+
+    def write(name):
+        with open(name, "w", encoding="utf-8") as f:
+            f.writelines(json.dumps(line) + "\n" for line in [*older, {"epoch": epoch, **metrics}])
+    write_atomically(path, write)
+
+
+def read_metrics(path):
+    """The lines of a metrics.jsonl, none where there is no such file. Raises SetupError."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return [json.loads(line) for line in f]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise SetupError(f"{path} is damaged: {error}; remove it") from error
+
+
 def checkpoint_epochs(model_dir):
     """Which epochs have files in model_dir, complete or not, in ascending order."""
     names = (os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(model_dir),

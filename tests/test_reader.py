@@ -121,17 +121,19 @@ def make_dataset(num_sessions=103, vocab_size=50, seed=0, longest=9):
 
 def rows(batch):
     """(sequence, positive, negative) of each session of a batch."""
+    assert (batch.candidates[:, 0] == batch.positive).all()
     ends = np.cumsum(batch.lengths)
     return [(tuple(batch.clicks[end - n:end].tolist()), int(positive), int(negative))
             for end, n, positive, negative in zip(ends, batch.lengths, batch.positive,
-                                                  batch.negative)]
+                                                  batch.candidates[:, 1])]
 
 
 def test_an_epoch_holds_every_session_once():
     dataset = make_dataset()
     batches = list(dataset.train(10, seed=1, epoch=1))
     assert len(batches) == dataset.num_steps(10) == 11
-    got = sorted((*sequence, positive) for batch in batches for sequence, positive, _ in rows(batch))
+    got = sorted((*sequence, positive) for batch in batches
+                 for sequence, positive, _ in rows(batch))
     assert got == sorted(map(tuple, sessions_of(dataset)))
 
 
@@ -146,7 +148,7 @@ def test_a_negative_is_uniform_over_all_other_items():
     dataset = make_dataset(num_sessions=6000, vocab_size=5)
     counts = np.zeros((5, 5))
     for batch in dataset.train(100, seed=0, epoch=1):
-        np.add.at(counts, (batch.positive, batch.negative), 1)
+        np.add.at(counts, (batch.positive, batch.candidates[:, 1]), 1)
     assert (np.diag(counts) == 0).all()
     share = counts / counts.sum(1, keepdims=True)
     assert np.abs(share - (1 - np.eye(5)) / 4).max() < 0.06
@@ -156,7 +158,8 @@ def test_a_negative_is_uniform_over_all_other_items():
 def test_ranks_share_the_batches_of_one_process(world_size):
     dataset = make_dataset()
     whole = list(dataset.train(4 * world_size, seed=3, epoch=2))
-    parts = [list(dataset.train(4, 3, 2, None, rank, world_size)) for rank in range(world_size)]
+    parts = [list(dataset.train(4, 3, 2, rank=rank, world_size=world_size))
+             for rank in range(world_size)]
     steps = dataset.num_steps(4, world_size)
     assert [len(part) for part in parts] == [steps] * world_size
     assert steps == len(dataset) // (4 * world_size)
@@ -164,6 +167,75 @@ def test_ranks_share_the_batches_of_one_process(world_size):
         shares = [rows(part[step]) for part in parts]
         assert all(len(share) == 4 for share in shares)
         assert sorted(sum(shares, [])) == sorted(rows(whole[step]))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_paired_negatives_are_drawn_by_clicks_and_are_never_the_target(alpha):
+    dataset = make_dataset(num_sessions=3000, vocab_size=6)
+    # Item 5 is never clicked: only the uniform draw may find it.
+    dataset.items[dataset.items == 5] = 0
+    clicks = dataset.item_clicks().astype(float)
+    weight = np.where(clicks > 0, clicks, 0) ** alpha if alpha else np.ones(6)
+    positive = np.repeat(np.arange(5), 4000)
+    negatives = reader.PairedNegatives(dataset, 3, alpha)
+    candidates, log_inclusion = negatives.candidates(np.random.default_rng(1), positive)
+    assert candidates.shape == (20000, 4) and log_inclusion is None
+    assert (candidates[:, 0] == positive).all()
+    for target in range(5):
+        drawn = candidates[positive == target, 1:]
+        expected = np.where(np.arange(6) == target, 0, weight)
+        share = np.bincount(drawn.ravel(), minlength=6) / drawn.size
+        np.testing.assert_allclose(share, expected / expected.sum(), atol=0.02)
+        assert share[target] == 0
+
+
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_shared_candidates_hold_the_targets_and_know_their_probability(targets):
+    dataset = make_dataset(num_sessions=400, vocab_size=30)
+    dataset.items[dataset.items > 20] %= 7  # some popular, some never clicked
+    negatives = reader.SharedNegatives(dataset, targets, num=5, alpha=0.5)
+    seen, expected = np.zeros(30), np.zeros(30)
+    steps = 0
+    for epoch in range(40):
+        for batch in dataset.train(8, 0, epoch, negatives, targets):
+            assert (np.diff(batch.candidates) > 0).all()
+            assert set(batch.positive) <= set(batch.candidates.tolist())
+            assert (batch.log_inclusion <= 0).all()
+            assert batch.num_targets == len(batch.positive)
+            seen[batch.candidates] += 1
+            expected[batch.candidates] = np.exp(batch.log_inclusion)
+            steps += 1
+    # The number of targets differs from batch to batch, so expected is that of the last ones.
+    np.testing.assert_allclose(seen / steps, expected, atol=0.1 if targets == "all" else 0.03)
+    assert (seen[21:] == 0).all()
+
+
+def test_a_target_after_each_click():
+    dataset = make_dataset()
+    for batch in dataset.train(10, 1, 1, targets="all"):
+        assert batch.every_prefix and len(batch.positive) == len(batch.clicks)
+        ends = np.cumsum(batch.lengths)
+        inner = np.setdiff1d(np.arange(len(batch.clicks)), ends - 1)
+        assert (batch.positive[inner] == batch.clicks[inner + 1]).all()
+
+
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_ranks_share_targets_and_shared_candidates(targets):
+    dataset = make_dataset()
+    negatives = reader.SharedNegatives(dataset, targets, num=9, alpha=0.5)
+    whole = list(dataset.train(12, 3, 2, negatives, targets))
+    parts = [list(dataset.train(4, 3, 2, negatives, targets, rank=rank, world_size=3))
+             for rank in range(3)]
+    for step, batch in enumerate(whole[:dataset.num_steps(4, 3)]):
+        shares = [part[step] for part in parts]
+        for share in shares:
+            assert (share.candidates == batch.candidates).all()
+            assert (share.log_inclusion == batch.log_inclusion).all()
+            assert share.num_targets == batch.num_targets
+            assert share.touched.tolist() == np.unique(batch.ids()).tolist()
+        assert sorted(np.concatenate([share.positive for share in shares])) == sorted(
+            batch.positive)
+        assert sum(share.lengths.sum() for share in shares) == batch.lengths.sum()
 
 
 def test_max_len_keeps_the_newest_clicks():
