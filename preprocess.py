@@ -3,6 +3,7 @@
     python preprocess.py clicks --input yoochoose-clicks.dat --layout yoochoose --output_dir data
     python preprocess.py clicks --input clicks.csv --layout table --output_dir data
     python preprocess.py sessions --train_files train.txt --test_files test.txt --output_dir data
+    python preprocess.py clicks ... --items_path items.tsv     # or, of a table, --text_column Title
 
 `clicks` filters and splits as the preprocessing of RSC15 in GRU4Rec's code does
 (examples/rsc15/preprocess.py; Hidasi et al., ICLR 2016, arXiv:1511.06939):
@@ -21,10 +22,16 @@ Either command writes to the output directory
     train_data/sessions.txt, test_data/sessions.txt and, when asked for, valid_data/sessions.txt:
                  a session a line, item ids 0..V-1 with a space between
     vocab.txt    V
-    items.txt    line i, from 0 on, is the raw id of item i
+    items.txt    line i, from 0 on, is the raw id of item i, then a tab and its text if it has one
+
+and where items have text or fields (text.py says what is a token)
+
+    item_tokens.txt  line i is the token ids of item i, with a space between
+    tokens.txt       line i, from 0 on, is token i
+    tokens.json      how Chinese was cut
 
 Ids are given in order of first appearance in train, then valid, then test: items that training
-does not have come last.
+does not have come last, and behind them, with --all_items, those that occur in no session.
 """
 
 from __future__ import annotations
@@ -42,8 +49,13 @@ from typing import NamedTuple, Optional
 import numpy as np
 import polars as pl
 
+from text import CUTTERS, TOKEN_FILES, DataError, ItemText, Tokenizer, make_bags, read_items
+
 YOOCHOOSE_COLUMNS = ("session", "timestamp", "item", "category")
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+TABLE_COLUMNS = {"session_column": "SessionId", "item_column": "ItemId", "time_column": "Time"}
+TABLE_FLAGS = (*TABLE_COLUMNS, "text_column", "field_columns", "separator")
+TEXT_FLAGS = ("min_token_count", "chinese_cutter", "all_items")
 SESSIONS_FILE = "sessions.txt"
 DAY_US = 86_400 * 1_000_000
 MAX_SECONDS = 1e11  # the year 5138; taken as milliseconds it is 1973
@@ -53,10 +65,6 @@ ISO_FORMATS = [
     for between in "T "
     for rest in (":%S%.fZ", ":%S%.f%#z", ":%S%.f", "%#z", "")
 ] + ["%Y-%m-%d"]
-
-
-class DataError(ValueError):
-    """A fault in the user's data; its message says in which file and line, and what to do."""
 
 
 class Log(NamedTuple):
@@ -93,11 +101,12 @@ def parse_args(argv=None):
         help="yoochoose: session,timestamp,item,category without a header; table: CSV, TSV or "
              "Parquet with named columns")
     add("--output_dir", required=True)
-    add("--session_column", default="SessionId", help="of a table (default: %(default)s)")
-    add("--item_column", default="ItemId", help="of a table (default: %(default)s)")
-    add("--time_column", default="Time",
+    # No defaults here: the other layout refuses these flags.
+    add("--session_column", help="of a table (default: SessionId)")
+    add("--item_column", help="of a table (default: ItemId)")
+    add("--time_column",
         help="of a table: seconds since 1970, or ISO 8601, in UTC unless it has an offset "
-             "(default: %(default)s)")
+             "(default: Time)")
     add("--separator", type=_separator,
         help="between the fields of a table; default: comma in .csv, tab in .tsv and .txt")
     add("--min_session_length", type=_at_least(int, 1), default=2, metavar="CLICKS",
@@ -110,6 +119,10 @@ def parse_args(argv=None):
         help="length of the validation period before it (default: %(default)s, none)")
     add("--keep_unknown", action="store_true",
         help="keep validation and test items that training does not have")
+    add = _add_text_flags(clicks)
+    add("--text_column", help="of a table: the text of the click's item; the newest counts")
+    add("--field_columns", nargs="+", metavar="COLUMN",
+        help="of a table: fields of the click's item, which become tokens; the newest count")
 
     sessions = commands.add_parser("sessions", help="from files that hold a session a line")
     add = sessions.add_argument
@@ -118,7 +131,43 @@ def parse_args(argv=None):
     add("--valid_files", nargs="+", metavar="FILE", default=[])
     add("--test_files", required=True, nargs="+", metavar="FILE")
     add("--output_dir", required=True)
-    return parser.parse_args(argv)
+    _add_text_flags(sessions)
+    args = parser.parse_args(argv)
+    _check_flags(args, {"clicks": clicks, "sessions": sessions}[args.command].error)
+    return args
+
+
+def _add_text_flags(command):
+    add = command.add_argument_group("text of the items").add_argument
+    add("--items_path", metavar="FILE",
+        help="a line an item: raw id, tab, text, then columns of field:value if there are any")
+    add("--min_token_count", type=_at_least(int, 1), metavar="ITEMS",
+        help="tokens of fewer items of the training sessions are dropped (default: 2)")
+    add("--chinese_cutter", choices=CUTTERS,
+        help="how Chinese is cut (default: jieba if it is installed)")
+    add("--all_items", action="store_true",
+        help="also give ids to items with text that occur in no session")
+    return add
+
+
+def _check_flags(args, error):
+    """Refuses flags that would have no effect, then sets the defaults of the others."""
+    def given(names):
+        return [f"--{name}" for name in names if getattr(args, name, None)]
+
+    if args.command == "clicks" and args.layout == "yoochoose" and given(TABLE_FLAGS):
+        error(f"{', '.join(given(TABLE_FLAGS))}: only for --layout table; the columns of yoochoose "
+              f"are always {','.join(YOOCHOOSE_COLUMNS)}")
+    columns = given(["text_column", "field_columns"])
+    if args.items_path and columns:
+        error(f"--items_path and {' '.join(columns)}: the text of the items comes from one place")
+    if not args.items_path and not columns and given(TEXT_FLAGS):
+        source = "--items_path" + ", --text_column or --field_columns" * (args.command == "clicks")
+        error(f"{', '.join(given(TEXT_FLAGS))}: only for items with text: give {source}")
+    args.min_token_count = args.min_token_count or 2
+    if args.command == "clicks":
+        for name, default in TABLE_COLUMNS.items():
+            setattr(args, name, getattr(args, name) or default)
 
 
 def _at_least(kind, low):
@@ -163,11 +212,15 @@ def open_log(path, layout, session, item, time, separator=None) -> Log:
     with _polars_errors(log):
         schema = log.scan.collect_schema()
     for flag, name in (("session", session), ("item", item), ("time", time)):
-        if name not in schema:
-            raise DataError(f"{path}, line 1: no column {name!r}; the columns are "
-                            f"{', '.join(map(repr, schema))}: name one with --{flag}_column "
-                            "(and check --separator)")
+        _check_column(log, schema, name, f"--{flag}_column")
     return log
+
+
+def _check_column(log, schema, name, flag):
+    if name not in schema:
+        raise DataError(f"{log.path}, line 1: no column {name!r}; the columns are "
+                        f"{', '.join(map(repr, schema))}: name one with {flag} "
+                        "(and check --separator)")
 
 
 def read_clicks(log: Log):
@@ -270,6 +323,62 @@ def _time_hint(value):
             return ("a number is in seconds since 1970, and this looks like milliseconds or "
                     "finer: divide")
     return "it must be a number (seconds since 1970) or ISO 8601, as 2014-04-01T01:03:31.000Z"
+
+
+def check_item_columns(log: Log, text_column, field_columns) -> None:
+    """Raises DataError unless the log has the columns, with something that text can be made of."""
+    with _polars_errors(log):
+        schema = log.scan.collect_schema()
+    flags = [("--text_column", name) for name in [text_column] if name]
+    for flag, name in flags + [("--field_columns", name) for name in field_columns or []]:
+        _check_column(log, schema, name, flag)
+        dtype = schema[name]
+        if flag == "--field_columns":
+            dtype = getattr(dtype, "inner", dtype)  # of a list
+            usable = dtype.is_numeric() or dtype in (pl.Boolean, pl.Date)
+        else:
+            usable = False
+        if not usable and dtype not in (pl.String, pl.Categorical, pl.Enum):
+            raise DataError(f"{log.path}: the column {name!r} is {schema[name]}, which {flag} "
+                            "cannot take: convert it to text")
+
+
+def read_item_columns(log: Log, clicks, raw_items, text_column, field_columns) -> dict:
+    """The newest text and fields of each item that has any: {raw id: ItemText}.
+
+    clicks, raw_items: what read_clicks made of this log
+    text_column, field_columns: a name or None, names or None; an empty value counts for nothing
+    """
+    found = {}
+    if text_column:
+        for item, value in _newest_values(log, clicks, text_column):
+            found.setdefault(item, ["", {}])[0] = value
+    for name in field_columns or []:
+        for item, value in _newest_values(log, clicks, name):
+            found.setdefault(item, ["", {}])[1][name] = value
+    items = sorted(found)
+    return {raw: ItemText(*found[item]) for item, raw in zip(items, raw_items.gather(items))}
+
+
+def _newest_values(log, clicks, name):
+    """(item, value) of each item that has a value in a column. Only those values are ever in
+    memory: which rows they stand in is found first."""
+    scan = log.scan
+    if log.separator is not None:  # without blank lines, as clicks is
+        scan = scan.filter(~pl.all_horizontal(pl.all().is_null()))
+    with _polars_errors(log):
+        value = pl.col(name)
+        kind = log.scan.collect_schema()[name]
+        if isinstance(kind, (pl.List, pl.Array)):
+            filled = value.is_not_null()
+        else:
+            filled = value.cast(pl.String).str.strip_chars() != ""
+        filled = scan.select(filled.fill_null(False)).collect(engine="streaming").to_series()
+        newest = clicks.select("item", "time").with_row_index("row").filter(filled) \
+            .sort("time", maintain_order=True).group_by("item").agg(pl.col("row").last())
+        values = scan.select(value.alias("value")).with_row_index("row") \
+            .join(newest.lazy(), on="row").select("item", "value").collect(engine="streaming")
+    return values.iter_rows()
 
 
 def _as_numbers(ids):
@@ -446,15 +555,59 @@ def write_sessions(file, sessions: pl.DataFrame, new_id) -> None:
             .write_csv(file, include_header=False, quote_style="never")
 
 
-def write_vocabulary(output, raw_items) -> None:
-    """vocab.txt and items.txt.
+def write_items(output, raw_ids, num_train, catalogue, args) -> int:
+    """vocab.txt and items.txt and, if items have text, what text.make_bags makes of it. Returns
+    the number of items.
 
-    raw_items: the raw ids as UTF-8 bytes, in the order of their ids
+    raw_ids: <str>[items of the sessions], in the order of their ids
+    num_train: how many of them training has, the first ones
+    catalogue: {raw id: ItemText}, None where no text was asked for
     """
+    texts = None
+    if catalogue is not None:
+        catalogue = {raw: item for raw, item in catalogue.items()
+                     if item.text.strip() or item.fields}
+        raw_ids = raw_ids + _outside(raw_ids, catalogue, args)
+        texts = [catalogue.get(raw, ItemText()) for raw in raw_ids]
     with output.create("items.txt") as f:
-        f.writelines(raw + b"\n" for raw in raw_items)
+        for item, raw in enumerate(raw_ids):
+            # Text of one line: what splits lines, and tabs, are white space too.
+            words = texts[item].text.split() if texts else None
+            f.write((f"{raw}\t{' '.join(words)}\n" if words else f"{raw}\n").encode())
     with output.create("vocab.txt") as f:
-        f.write(b"%d\n" % len(raw_items))
+        f.write(b"%d\n" % len(raw_ids))
+    if texts:
+        write_tokens(output, texts, num_train, args)
+    return len(raw_ids)
+
+
+def _outside(raw_ids, catalogue, args):
+    """The items with text that occur in no session and are to have ids; counts them and their
+    opposite."""
+    known = set(raw_ids)
+    outside = [raw for raw in catalogue if raw not in known]
+    covered = len(catalogue) - len(outside)
+    if not covered:
+        raise DataError(f"{args.items_path or args.input}: none of its {len(catalogue):,} items "
+                        "with text occurs in the sessions: is it of this data?")
+    print(f"text: {covered:,} of {len(raw_ids):,} items of the sessions have some; "
+          f"{len(outside):,} items with text occur in no session, they "
+          + ("come last" if args.all_items else "are left out (--all_items takes them)"))
+    return outside if args.all_items else []
+
+
+def write_tokens(output, texts, num_train, args) -> None:
+    """The files of text.TOKEN_FILES. texts: <ItemText>[V]. Raises DataError if no token is left."""
+    tokenizer = Tokenizer(args.chinese_cutter)
+    bags = make_bags(texts, np.arange(len(texts)) < num_train, args.min_token_count, tokenizer)
+    if not bags.tokens:
+        raise DataError(f"{args.items_path or args.input}: no token occurs in "
+                        f"{args.min_token_count} items of the training sessions: try a smaller "
+                        "--min_token_count")
+    bags.write(output.create)
+    print(f"tokens: {len(bags.tokens):,} in tokens.txt, {bags.lengths.mean():.1f} an item; "
+          f"{np.count_nonzero(bags.lengths == 0):,} items without any; Chinese is cut by "
+          f"{bags.cutter}")
 
 
 class Output:
@@ -465,22 +618,27 @@ class Output:
     where it did not exist before. Raises DataError where there is something in the way.
     """
 
-    def __init__(self, directory, parts, inputs):
+    def __init__(self, directory, parts, inputs, tokens=False):
+        """parts: of the sessions; inputs: files that must not be overwritten; tokens: whether
+        there will be the files of text.TOKEN_FILES."""
         self.directory = directory
         self.parts = parts
         self.names = [os.path.join(f"{part}_data", SESSIONS_FILE) for part in parts]
-        self.names += ["items.txt", "vocab.txt"]
+        self.names += ["items.txt", "vocab.txt", *TOKEN_FILES[:tokens * len(TOKEN_FILES)]]
+        # Files of an earlier run, whose ids would be those of another vocabulary.
+        self.stale = [os.path.join("valid_data", SESSIONS_FILE), *TOKEN_FILES]
+        self.stale = [name for name in self.stale if name not in self.names]
         self._check(inputs)
 
     def _check(self, inputs):
-        for name in self.names:
+        for name in self.names + self.stale:
             path = os.path.join(self.directory, name)
             if os.path.isdir(path):
-                raise DataError(f"{path} is a directory, and a file is to be written there")
+                raise DataError(f"{path} is a directory, and preprocess.py has a file there")
             for source in inputs:
                 if os.path.exists(path) and os.path.exists(source) \
                         and os.path.samefile(path, source):
-                    raise DataError(f"{source}: this input would be overwritten with the output: "
+                    raise DataError(f"{source}: this input would be replaced by the output: "
                                     "choose another --output_dir")
         for part in ("train", "valid", "test"):
             folder = os.path.join(self.directory, f"{part}_data")
@@ -517,10 +675,9 @@ class Output:
         """Moves all files to their names, replacing those of a previous run."""
         for part in self.parts:
             os.makedirs(os.path.join(self.directory, f"{part}_data"), exist_ok=True)
-        if "valid" not in self.parts:
-            # Its ids would be those of another vocabulary.
+        for name in self.stale:
             with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(self.directory, "valid_data", SESSIONS_FILE))
+                os.remove(os.path.join(self.directory, name))
         for name in self.names:
             os.replace(os.path.join(self.temporary, name.replace(os.sep, "-")),
                        os.path.join(self.directory, name))
@@ -536,10 +693,17 @@ def print_counts(stage, clicks, sessions, items):
 
 def run_clicks(args):
     parts = ["train"] + ["valid"] * (args.valid_days > 0) + ["test"]
-    with Output(args.output_dir, parts, [args.input]) as output:
+    columns = args.text_column, args.field_columns
+    has_text = bool(args.items_path or any(columns))
+    inputs = [args.input] + [args.items_path] * bool(args.items_path)
+    with Output(args.output_dir, parts, inputs, has_text) as output:
+        catalogue = read_items(args.items_path) if args.items_path else None
         log = open_log(args.input, args.layout, args.session_column, args.item_column,
                        args.time_column, args.separator)
+        check_item_columns(log, *columns)
         clicks, raw_items = read_clicks(log)
+        if any(columns):
+            catalogue = read_item_columns(log, clicks, raw_items, *columns)
         split = filter_and_split(clicks, len(raw_items), args, print_counts)
         del clicks  # the parts are copies
         sessions = {part: group_sessions(split.pop(part)) for part in parts}
@@ -547,9 +711,11 @@ def run_clicks(args):
         for part in parts:
             with output.create(os.path.join(f"{part}_data", SESSIONS_FILE)) as f:
                 write_sessions(f, sessions[part], new_id)
-        write_vocabulary(output, [raw.encode() for raw in raw_items.gather(order)])
+        num_train = sessions["train"]["item"].explode().n_unique()
+        raw_ids = raw_items.gather(order).to_list()
+        num_items = write_items(output, raw_ids, num_train, catalogue, args)
         output.commit()
-    print(f"{args.output_dir}: {len(order):,} items in vocab.txt and items.txt")
+    print(f"{args.output_dir}: {num_items:,} items in vocab.txt and items.txt")
 
 
 class Vocabulary(dict):
@@ -582,8 +748,10 @@ def run_sessions(args):
     files = {"train": args.train_files, "valid": args.valid_files, "test": args.test_files}
     files = {part: paths for part, paths in files.items() if paths}
     inputs = [path for paths in files.values() for path in paths]
+    inputs += [args.items_path] * bool(args.items_path)
     vocabulary = Vocabulary()
-    with Output(args.output_dir, list(files), inputs) as output:
+    with Output(args.output_dir, list(files), inputs, bool(args.items_path)) as output:
+        catalogue = read_items(args.items_path) if args.items_path else None
         for part, paths in files.items():
             known = len(vocabulary)
             with output.create(os.path.join(f"{part}_data", SESSIONS_FILE)) as out:
@@ -593,9 +761,12 @@ def run_sessions(args):
                 raise DataError(f"{', '.join(paths)}: no ids; a session is a line of ids with "
                                 "white space between")
             print_counts(part, clicks, sessions, len(vocabulary) - known)
-        write_vocabulary(output, list(vocabulary))
+            if part == "train":
+                num_train = len(vocabulary)
+        raw_ids = [raw.decode() for raw in vocabulary]
+        num_items = write_items(output, raw_ids, num_train, catalogue, args)
         output.commit()
-    print(f"{args.output_dir}: {len(vocabulary):,} items in vocab.txt and items.txt")
+    print(f"{args.output_dir}: {num_items:,} items in vocab.txt and items.txt")
 
 
 def main(argv=None) -> int:
