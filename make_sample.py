@@ -4,7 +4,8 @@
     python make_sample.py --output_dir /tmp/large --num_items 100000 --train_sessions 1000000
 
 A reader has a topic, now and then another one. The next click is an article that follows the last
-one, an earlier one again, or a popular one of the topic. Nobody's data is in it.
+one, an earlier one again, or a popular one of the topic. The headline of an article holds words of
+its topic. Nobody's data is in it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,35 @@ import sys
 
 import numpy as np
 
-TOPICS = ("economy", "elections", "football", "tennis", "cinema", "music", "health", "climate",
-          "space", "science", "travel", "food", "books", "theatre", "schools", "traffic",
-          "weather", "courts", "cities", "energy")
+import text
+
+# What the articles of each topic are about: topic, who, what; who and what once more in Chinese.
+TOPICS = [line.split("|") for line in """
+economy|bankers, exporters, shareholders|inflation, interest rates, the budget|央行|利率
+elections|candidates, voters, campaigners|the ballot, opinion polls, a debate|选民|投票
+football|strikers, goalkeepers, fans|a penalty, the cup final, a transfer|球迷|足球
+tennis|finalists, umpires, doubles partners|a tie-break, grass courts, the seedings|选手|网球
+cinema|directors, actors, film critics|a premiere, the box office, a sequel|导演|电影
+music|singers, orchestras, pianists|a concert tour, the album, the charts|歌手|专辑
+health|doctors, nurses, patients|a vaccine, hospital beds, the flu season|医生|疫苗
+climate|glaciologists, activists, negotiators|emissions, the heat record, sea levels|专家|气候
+space|astronauts, engineers, astronomers|the moon landing, a rocket launch, Mars|宇航员|火箭
+science|physicists, chemists, laboratories|an experiment, the Nobel prize, a discovery|科学家|实验
+travel|tourists, airlines, hotel owners|holiday flights, the beaches, visa rules|游客|航班
+food|chefs, bakers, farmers|a recipe, the harvest, bread prices|厨师|美食
+books|novelists, publishers, readers|a bestseller, the new novel, a memoir|作家|小说
+theatre|playwrights, stage actors, ushers|opening night, a tragedy, the rehearsals|剧团|话剧
+schools|teachers, pupils, parents|exams, the school holidays, homework|教师|考试
+traffic|commuters, cyclists, lorry drivers|roadworks, the motorway, a tunnel|司机|公路
+weather|forecasters, sailors, mountaineers|the storm, heavy rain, a cold spell|气象局|暴雨
+courts|judges, lawyers, witnesses|the verdict, an appeal, a trial|法官|判决
+cities|mayors, architects, tenants|rents, a new bridge, the old town|市长|房租
+energy|grid operators, miners, utilities|wind farms, electricity bills, a pipeline|电网|电价
+""".strip().splitlines()]
+VERBS = ("argue over", "are divided on", "await", "comment on", "defend", "discuss", "look back at",
+         "question", "turn to", "warn about", "welcome", "worry about")
+CHINESE_VERBS = ("讨论", "关注", "欢迎", "担忧")
+CHINESE_EVERY = 12  # a headline in Chinese every so many articles of a topic
 REPEAT, FOLLOW, SWITCH = 0.10, 0.55, 0.05  # probabilities of a click; the rest goes by popularity
 FOLLOWERS = 3  # articles that often come after a given one
 MEAN_LENGTH, MAX_LENGTH = 6, 50
@@ -78,8 +105,30 @@ def write_sessions(path, items, offsets):
             f.write(" ".join(ids[begin:end]) + "\n")
 
 
+def make_headlines(num_items, seed):
+    """A headline an item, about its topic: <str>[num_items]. Few of them are in Chinese."""
+    random = np.random.default_rng([seed, 1])  # the sessions draw from another one
+    draws = random.random((num_items, 3)).tolist()
+    return [_headline(item, draw) for item, draw in enumerate(draws)]
+
+
+def _headline(item, draw):
+    place, topic = divmod(item, len(TOPICS))
+    _, people, matters, chinese_people, chinese_matter = TOPICS[topic]
+    if place % CHINESE_EVERY == CHINESE_EVERY - 1:
+        return chinese_people + _choose(CHINESE_VERBS, draw[1]) + chinese_matter
+    headline = " ".join([_choose(people.split(", "), draw[0]), _choose(VERBS, draw[1]),
+                         _choose(matters.split(", "), draw[2])])
+    return headline[0].upper() + headline[1:]
+
+
+def _choose(choices, draw):
+    return choices[int(draw * len(choices))]
+
+
 def write_sample(output_dir, num_items, train_sessions, test_sessions, seed):
-    """Writes train_data/, test_data/, vocab.txt and items.txt under output_dir."""
+    """Writes train_data/, test_data/, vocab.txt, items.txt and the tokens of the headlines under
+    output_dir."""
     items, offsets = make_sessions(train_sessions + test_sessions, num_items, seed)
     write_sessions(os.path.join(output_dir, "train_data", "sessions.txt"), items,
                    offsets[:train_sessions + 1])
@@ -87,10 +136,13 @@ def write_sample(output_dir, num_items, train_sessions, test_sessions, seed):
                    offsets[train_sessions:])
     with open(os.path.join(output_dir, "vocab.txt"), "w", encoding="utf-8", newline="\n") as f:
         f.write(f"{num_items}\n")
+    headlines = make_headlines(num_items, seed)
     with open(os.path.join(output_dir, "items.txt"), "w", encoding="utf-8", newline="\n") as f:
-        for item in range(num_items):
-            place, topic = divmod(item, len(TOPICS))
-            f.write(f"n{item:04d}\t{TOPICS[topic]}, article {place + 1}\n")
+        f.writelines(f"n{item:04d}\t{headline}\n" for item, headline in enumerate(headlines))
+    counted = np.bincount(items[:offsets[train_sessions]], minlength=num_items) > 0
+    # The same files on every machine, whether jieba is there or not.
+    bags = text.make_bags(map(text.ItemText, headlines), counted, 2, text.Tokenizer("bigrams"))
+    bags.write(lambda name: open(os.path.join(output_dir, name), "wb"))
 
 
 def parse_args(argv=None):

@@ -3,6 +3,7 @@
     python preprocess.py clicks --input yoochoose-clicks.dat --layout yoochoose --output_dir data
     python preprocess.py clicks --input clicks.csv --layout table --output_dir data
     python preprocess.py sessions --train_files train.txt --test_files test.txt --output_dir data
+    python preprocess.py clicks ... --items_path items.tsv     # or, of a table, --text_column Title
 
 `clicks` filters and splits as the preprocessing of RSC15 in GRU4Rec's code does
 (examples/rsc15/preprocess.py; Hidasi et al., ICLR 2016, arXiv:1511.06939):
@@ -21,63 +22,42 @@ Either command writes to the output directory
     train_data/sessions.txt, test_data/sessions.txt and, when asked for, valid_data/sessions.txt:
                  a session a line, item ids 0..V-1 with a space between
     vocab.txt    V
-    items.txt    line i, from 0 on, is the raw id of item i
+    items.txt    line i, from 0 on, is the raw id of item i, then a tab and its text if it has one
+
+and where items have text or fields (text.py says what is a token)
+
+    item_tokens.txt  line i is the token ids of item i, with a space between
+    tokens.txt       line i, from 0 on, is token i
+    tokens.json      how Chinese was cut
 
 Ids are given in order of first appearance in train, then valid, then test: items that training
-does not have come last.
+does not have come last, and behind them, with --all_items, those that occur in no session.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import math
 import os
 import shutil
 import sys
 import tempfile
-from typing import NamedTuple, Optional
 
 import numpy as np
 import polars as pl
 
-YOOCHOOSE_COLUMNS = ("session", "timestamp", "item", "category")
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+import text
+from click_log import (YOOCHOOSE_COLUMNS, DataError, check_item_columns, open_log, read_clicks,
+                       read_item_columns)
+from text import TOKEN_FILES, ItemText
+
+TABLE_COLUMNS = {"session_column": "SessionId", "item_column": "ItemId", "time_column": "Time"}
+TABLE_FLAGS = (*TABLE_COLUMNS, "text_column", "field_columns", "separator")
+TEXT_FLAGS = ("min_token_count", "chinese_cutter", "all_items")
 SESSIONS_FILE = "sessions.txt"
 DAY_US = 86_400 * 1_000_000
-MAX_SECONDS = 1e11  # the year 5138; taken as milliseconds it is 1973
 WRITE_SESSIONS = 500_000  # turned into text at a time
-ISO_FORMATS = [
-    f"%Y-%m-%d{between}%H:%M{rest}"
-    for between in "T "
-    for rest in (":%S%.fZ", ":%S%.f%#z", ":%S%.f", "%#z", "")
-] + ["%Y-%m-%d"]
-
-
-class DataError(ValueError):
-    """A fault in the user's data; its message says in which file and line, and what to do."""
-
-
-class Log(NamedTuple):
-    """A log of clicks on disk.
-
-    path: the file
-    scan: all of its columns, lazily; those of a text file are all strings
-    session, item, time: the names of the columns of interest
-    separator: what is between the fields of a text file, None for Parquet
-    header: how many records come before the first click
-    quote: the quote character of a text file, None where it has none
-    """
-
-    path: str
-    scan: pl.LazyFrame
-    session: str
-    item: str
-    time: str
-    separator: Optional[str] = None
-    header: int = 0
-    quote: Optional[str] = None
 
 
 def parse_args(argv=None):
@@ -93,11 +73,12 @@ def parse_args(argv=None):
         help="yoochoose: session,timestamp,item,category without a header; table: CSV, TSV or "
              "Parquet with named columns")
     add("--output_dir", required=True)
-    add("--session_column", default="SessionId", help="of a table (default: %(default)s)")
-    add("--item_column", default="ItemId", help="of a table (default: %(default)s)")
-    add("--time_column", default="Time",
+    # No defaults here: the other layout refuses these flags.
+    add("--session_column", help="of a table (default: SessionId)")
+    add("--item_column", help="of a table (default: ItemId)")
+    add("--time_column",
         help="of a table: seconds since 1970, or ISO 8601, in UTC unless it has an offset "
-             "(default: %(default)s)")
+             "(default: Time)")
     add("--separator", type=_separator,
         help="between the fields of a table; default: comma in .csv, tab in .tsv and .txt")
     add("--min_session_length", type=_at_least(int, 1), default=2, metavar="CLICKS",
@@ -110,6 +91,10 @@ def parse_args(argv=None):
         help="length of the validation period before it (default: %(default)s, none)")
     add("--keep_unknown", action="store_true",
         help="keep validation and test items that training does not have")
+    add = _add_text_flags(clicks)
+    add("--text_column", help="of a table: the text of the click's item; the newest counts")
+    add("--field_columns", nargs="+", metavar="COLUMN",
+        help="of a table: fields of the click's item, which become tokens; the newest count")
 
     sessions = commands.add_parser("sessions", help="from files that hold a session a line")
     add = sessions.add_argument
@@ -118,12 +103,48 @@ def parse_args(argv=None):
     add("--valid_files", nargs="+", metavar="FILE", default=[])
     add("--test_files", required=True, nargs="+", metavar="FILE")
     add("--output_dir", required=True)
-    return parser.parse_args(argv)
+    _add_text_flags(sessions)
+    args = parser.parse_args(argv)
+    _check_flags(args, {"clicks": clicks, "sessions": sessions}[args.command].error)
+    return args
+
+
+def _add_text_flags(command):
+    add = command.add_argument_group("text of the items").add_argument
+    add("--items_path", metavar="FILE",
+        help="a line an item: raw id, tab, text, then columns of field:value if there are any")
+    add("--min_token_count", type=_at_least(int, 1), metavar="ITEMS",
+        help="tokens of fewer items of the training sessions are dropped (default: 2)")
+    add("--chinese_cutter", choices=text.CUTTERS,
+        help="how Chinese is cut (default: jieba if it is installed)")
+    add("--all_items", action="store_true",
+        help="also give ids to items with text that occur in no session")
+    return add
+
+
+def _check_flags(args, error):
+    """Refuses flags that would have no effect, then sets the defaults of the others."""
+    def given(names):
+        return [f"--{name}" for name in names if getattr(args, name, None)]
+
+    if args.command == "clicks" and args.layout == "yoochoose" and given(TABLE_FLAGS):
+        error(f"{', '.join(given(TABLE_FLAGS))}: only for --layout table; the columns of yoochoose "
+              f"are always {','.join(YOOCHOOSE_COLUMNS)}")
+    columns = given(["text_column", "field_columns"])
+    if args.items_path and columns:
+        error(f"--items_path and {' '.join(columns)}: the text of the items comes from one place")
+    if not args.items_path and not columns and given(TEXT_FLAGS):
+        source = "--items_path" + ", --text_column or --field_columns" * (args.command == "clicks")
+        error(f"{', '.join(given(TEXT_FLAGS))}: only for items with text: give {source}")
+    args.min_token_count = args.min_token_count or 2
+    if args.command == "clicks":
+        for name, default in TABLE_COLUMNS.items():
+            setattr(args, name, getattr(args, name) or default)
 
 
 def _at_least(kind, low):
-    def parse(text):
-        value = kind(text)
+    def parse(given):
+        value = kind(given)
         if not low <= value < math.inf:
             raise ValueError
         return value
@@ -131,211 +152,11 @@ def _at_least(kind, low):
     return parse
 
 
-def _separator(text):
-    text = {"\\t": "\t", "tab": "\t"}.get(text, text)
-    if len(text) != 1 or not text.isascii() or text in '\r\n"':
-        raise argparse.ArgumentTypeError(f"{text!r}: one character is needed, or 'tab'")
-    return text
-
-
-# --- reading a log --------------------------------------------------------------------------------
-
-
-def open_log(path, layout, session, item, time, separator=None) -> Log:
-    """Finds out what kind of file a log is and whether it has the columns. Raises DataError."""
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}; "
-                        "--input is a log of clicks")
-    extension = os.path.splitext(path)[1].lower()
-    if layout == "yoochoose":
-        scan = pl.scan_csv(path, has_header=False, quote_char=None, glob=False,
-                           schema={name: pl.String for name in YOOCHOOSE_COLUMNS})
-        return Log(path, scan, "session", "item", "timestamp", ",")
-    if extension in (".parquet", ".pq"):
-        log = Log(path, pl.scan_parquet(path, glob=False), session, item, time)
-    else:
-        separator = separator or SEPARATORS.get(extension)
-        if separator is None:
-            raise DataError(f"{path}: cannot tell the separator from the name (.csv, .tsv, .txt "
-                            "and .parquet are known): give --separator")
-        scan = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
-        log = Log(path, scan, session, item, time, separator, header=1, quote='"')
-    with _polars_errors(log):
-        schema = log.scan.collect_schema()
-    for flag, name in (("session", session), ("item", item), ("time", time)):
-        if name not in schema:
-            raise DataError(f"{path}, line 1: no column {name!r}; the columns are "
-                            f"{', '.join(map(repr, schema))}: name one with --{flag}_column "
-                            "(and check --separator)")
-    return log
-
-
-def read_clicks(log: Log):
-    """All clicks of a log, in file order.
-
-    returns (clicks, raw_items): clicks has the columns session <uint32> and item <uint32>, both
-    numbered from 0, and time <int64>, microseconds since 1970 in UTC; raw_items <str>[items] is
-    the raw id of each item. Raises DataError.
-    """
-    with _polars_errors(log):
-        schema = log.scan.collect_schema() if log.separator is None else {}
-        columns = [
-            _id_column(log, log.session, schema).alias("session"),
-            _id_column(log, log.item, schema).alias("item"),
-            _time_column(log, log.time, schema).alias("time"),
-        ]
-        clicks = log.scan.select(columns).collect(engine="streaming")
-        clicks = _check_complete(log, clicks)
-    if not len(clicks):
-        raise DataError(f"{log.path}: the log holds no clicks")
-    # One column after the other, so that only one is in memory as strings and as numbers.
-    clicks = clicks.with_columns(_ranks(_as_numbers(clicks["session"])))
-    items = _as_numbers(clicks["item"])
-    raw_items = items.unique().sort().cast(pl.String)  # in the order of their ranks
-    broken = raw_items.filter(raw_items.str.contains("[\t\r\n]"))
-    if len(broken):
-        place = _place(log, clicks["item"].eq(broken[0]).arg_max())
-        raise DataError(f"{place}: the item id {broken[0]!r} holds a tab or a line break, which "
-                        "items.txt cannot: replace it")
-    return clicks.with_columns(_ranks(items)), raw_items
-
-
-def _id_column(log, name, schema):
-    dtype = schema.get(name, pl.String)
-    if dtype.is_integer() or dtype == pl.String:
-        return pl.col(name)
-    if dtype in (pl.Categorical, pl.Enum):
-        return pl.col(name).cast(pl.String)
-    raise DataError(f"{log.path}: the column {name!r} is {dtype}; ids are integers or text")
-
-
-def _time_column(log, name, schema):
-    dtype = schema.get(name, pl.String)
-    column = pl.col(name)
-    if dtype == pl.String:
-        return column.map_batches(parse_times, return_dtype=pl.Int64, is_elementwise=True)
-    if dtype.is_numeric():
-        return column.map_batches(_from_seconds, return_dtype=pl.Int64, is_elementwise=True)
-    if dtype == pl.Date or dtype == pl.Datetime:
-        return column.dt.epoch("us")
-    raise DataError(f"{log.path}: the column {name!r} is {dtype}; times are numbers (seconds), "
-                    "text (ISO 8601) or dates")
-
-
-def parse_times(text: pl.Series) -> pl.Series:
-    """Seconds since 1970 or ISO 8601, UTC unless there is an offset, as <int64> microseconds;
-    null where it is neither."""
-    times = _from_seconds(text)
-    for iso_format in ISO_FORMATS:
-        if not times.has_nulls():
-            break
-        parsed = text.str.to_datetime(iso_format, time_unit="us", strict=False).dt.epoch("us")
-        times = times.zip_with(times.is_not_null(), parsed)
-    return times
-
-
-def _from_seconds(values):
-    seconds = values.cast(pl.Float64, strict=False)
-    in_range = seconds.is_between(-MAX_SECONDS, MAX_SECONDS)  # NaN is not
-    return (seconds.zip_with(in_range, pl.Series([None], dtype=pl.Float64)) * 1e6).round() \
-        .cast(pl.Int64)
-
-
-def _check_complete(log, clicks):
-    """The clicks without those of blank lines. Raises DataError for the first that lacks a value
-    or has a time that is none."""
-    faulty = clicks.select(
-        pl.any_horizontal(pl.all().is_null(), pl.selectors.string() == "").fill_null(True)
-    ).to_series()
-    if not faulty.any():
-        return clicks
-    if log.separator is not None:
-        blank = log.scan.select(pl.all_horizontal(pl.all().is_null())).collect().to_series()
-        if not (faulty & ~blank).any():
-            return clicks.filter(~blank)
-        faulty &= ~blank
-    row = faulty.arg_max()
-    raw = log.scan.slice(row, 1).select(log.session, log.item, log.time).collect().row(0)
-    for name, value in zip((log.session, log.item, log.time), raw):
-        if value is None or value == "":
-            raise DataError(f"{_place(log, row)}: no value in the column {name!r}: "
-                            "complete or remove the line")
-    raise DataError(f"{_place(log, row)}: {raw[2]!r} in the column {log.time!r} is not a time: "
-                    + _time_hint(raw[2]))
-
-
-def _time_hint(value):
-    with contextlib.suppress(ValueError):
-        if MAX_SECONDS < abs(float(value)) < math.inf:
-            return ("a number is in seconds since 1970, and this looks like milliseconds or "
-                    "finer: divide")
-    return "it must be a number (seconds since 1970) or ISO 8601, as 2014-04-01T01:03:31.000Z"
-
-
-def _as_numbers(ids):
-    """Ids as <int64> where all are numbers and no two texts are the same number ('007' and '7'
-    are): numbers sort several times faster. Otherwise as they are."""
-    if ids.dtype == pl.String:
-        numbers = ids.cast(pl.Int64, strict=False)
-        if not numbers.has_nulls() and (numbers.cast(pl.String) == ids).all():
-            return numbers
-    return ids
-
-
-def _ranks(ids):
-    """<uint32>[clicks]: the rank of each id among all ids, from 0 on, equal ids the same."""
-    return ids.rank("dense").cast(pl.UInt32) - 1
-
-
-@contextlib.contextmanager
-def _polars_errors(log):
-    """Turns what polars says of an unreadable file into a DataError, with the line where there is
-    one to blame."""
-    try:
-        yield
-    except pl.exceptions.NoDataError as error:
-        raise DataError(f"{log.path}: the log holds no clicks, it is empty") from error
-    except pl.exceptions.PolarsError as error:
-        reason = _unreadable_line(log) if log.separator is not None else None
-        reason = reason or f": cannot be read: {str(error).strip().splitlines()[0]}"
-        raise DataError(f"{log.path}{reason}") from error
-
-
-def _records(log):
-    """(number of its last line, fields) of each record of a text file, the header included; slow,
-    it only runs to say what is wrong with a file."""
-    with open(log.path, encoding="utf-8-sig", newline="") as f:
-        quoting = csv.QUOTE_MINIMAL if log.quote else csv.QUOTE_NONE
-        reader = csv.reader(f, delimiter=log.separator, quoting=quoting)
-        for fields in reader:
-            yield reader.line_num, fields
-
-
-def _place(log, row):
-    """Where the click `row` (from 0 on) is, for an error."""
-    if log.separator is None:
-        return f"{log.path}, row {row + 1}"
-    for record, (line, _) in enumerate(_records(log)):
-        if record == row + log.header:
-            return f"{log.path}, line {line}"
-    return f"{log.path}, record {row + 1}"
-
-
-def _unreadable_line(log):
-    """', line N: what is wrong' for the first line that is not UTF-8 or has too many fields."""
-    with open(log.path, "rb") as f:
-        for line, raw in enumerate(f, 1):
-            try:
-                raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return f", line {line}: not UTF-8 ({error.reason}): convert the file"
-    width = None if log.header else len(YOOCHOOSE_COLUMNS)
-    for line, fields in _records(log):
-        width = width or len(fields)
-        if len(fields) > width or (len(fields) < width and not log.header and fields):
-            return (f", line {line}: {len(fields)} fields where {width} are expected "
-                    f"(separator {log.separator!r})")
-    return None
+def _separator(given):
+    given = {"\\t": "\t", "tab": "\t"}.get(given, given)
+    if len(given) != 1 or not given.isascii() or given in '\r\n"':
+        raise argparse.ArgumentTypeError(f"{given!r}: one character is needed, or 'tab'")
+    return given
 
 
 # --- filtering and splitting ----------------------------------------------------------------------
@@ -446,15 +267,59 @@ def write_sessions(file, sessions: pl.DataFrame, new_id) -> None:
             .write_csv(file, include_header=False, quote_style="never")
 
 
-def write_vocabulary(output, raw_items) -> None:
-    """vocab.txt and items.txt.
+def write_items(output, raw_ids, num_train, catalogue, args) -> int:
+    """vocab.txt and items.txt and, if items have text, what text.make_bags makes of it. Returns
+    the number of items.
 
-    raw_items: the raw ids as UTF-8 bytes, in the order of their ids
+    raw_ids: <str>[items of the sessions], in the order of their ids
+    num_train: how many of them training has, the first ones
+    catalogue: {raw id: ItemText}, None where no text was asked for
     """
+    texts = None
+    if catalogue is not None:
+        catalogue = {raw: item for raw, item in catalogue.items()
+                     if item.text.strip() or item.fields}
+        raw_ids = raw_ids + _outside(raw_ids, catalogue, args)
+        texts = [catalogue.get(raw, ItemText()) for raw in raw_ids]
     with output.create("items.txt") as f:
-        f.writelines(raw + b"\n" for raw in raw_items)
+        for item, raw in enumerate(raw_ids):
+            # Text of one line: what splits lines, and tabs, are white space too.
+            words = texts[item].text.split() if texts else None
+            f.write((f"{raw}\t{' '.join(words)}\n" if words else f"{raw}\n").encode())
     with output.create("vocab.txt") as f:
-        f.write(b"%d\n" % len(raw_items))
+        f.write(b"%d\n" % len(raw_ids))
+    if texts:
+        write_tokens(output, texts, num_train, args)
+    return len(raw_ids)
+
+
+def _outside(raw_ids, catalogue, args):
+    """The items with text that occur in no session and are to have ids; counts them and their
+    opposite."""
+    known = set(raw_ids)
+    outside = [raw for raw in catalogue if raw not in known]
+    covered = len(catalogue) - len(outside)
+    if not covered:
+        raise DataError(f"{args.items_path or args.input}: none of its {len(catalogue):,} items "
+                        "with text occurs in the sessions: is it of this data?")
+    print(f"text: {covered:,} of {len(raw_ids):,} items of the sessions have some; "
+          f"{len(outside):,} items with text occur in no session, they "
+          + ("come last" if args.all_items else "are left out (--all_items takes them)"))
+    return outside if args.all_items else []
+
+
+def write_tokens(output, texts, num_train, args) -> None:
+    """The files of text.TOKEN_FILES. texts: <ItemText>[V]. Raises DataError if no token is left."""
+    tokenizer = text.Tokenizer(args.chinese_cutter)
+    bags = text.make_bags(texts, np.arange(len(texts)) < num_train, args.min_token_count, tokenizer)
+    if not bags.tokens:
+        raise DataError(f"{args.items_path or args.input}: no token occurs in "
+                        f"{args.min_token_count} items of the training sessions: try a smaller "
+                        "--min_token_count")
+    bags.write(output.create)
+    print(f"tokens: {len(bags.tokens):,} in tokens.txt, {bags.lengths.mean():.1f} an item; "
+          f"{np.count_nonzero(bags.lengths == 0):,} items without any; Chinese is cut by "
+          f"{bags.cutter}")
 
 
 class Output:
@@ -465,22 +330,27 @@ class Output:
     where it did not exist before. Raises DataError where there is something in the way.
     """
 
-    def __init__(self, directory, parts, inputs):
+    def __init__(self, directory, parts, inputs, tokens=False):
+        """parts: of the sessions; inputs: files that must not be overwritten; tokens: whether
+        there will be the files of text.TOKEN_FILES."""
         self.directory = directory
         self.parts = parts
         self.names = [os.path.join(f"{part}_data", SESSIONS_FILE) for part in parts]
-        self.names += ["items.txt", "vocab.txt"]
+        self.names += ["items.txt", "vocab.txt", *TOKEN_FILES[:tokens * len(TOKEN_FILES)]]
+        # Files of an earlier run, whose ids would be those of another vocabulary.
+        self.stale = [os.path.join("valid_data", SESSIONS_FILE), *TOKEN_FILES]
+        self.stale = [name for name in self.stale if name not in self.names]
         self._check(inputs)
 
     def _check(self, inputs):
-        for name in self.names:
+        for name in self.names + self.stale:
             path = os.path.join(self.directory, name)
             if os.path.isdir(path):
-                raise DataError(f"{path} is a directory, and a file is to be written there")
+                raise DataError(f"{path} is a directory, and preprocess.py has a file there")
             for source in inputs:
                 if os.path.exists(path) and os.path.exists(source) \
                         and os.path.samefile(path, source):
-                    raise DataError(f"{source}: this input would be overwritten with the output: "
+                    raise DataError(f"{source}: this input would be replaced by the output: "
                                     "choose another --output_dir")
         for part in ("train", "valid", "test"):
             folder = os.path.join(self.directory, f"{part}_data")
@@ -517,10 +387,9 @@ class Output:
         """Moves all files to their names, replacing those of a previous run."""
         for part in self.parts:
             os.makedirs(os.path.join(self.directory, f"{part}_data"), exist_ok=True)
-        if "valid" not in self.parts:
-            # Its ids would be those of another vocabulary.
+        for name in self.stale:
             with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(self.directory, "valid_data", SESSIONS_FILE))
+                os.remove(os.path.join(self.directory, name))
         for name in self.names:
             os.replace(os.path.join(self.temporary, name.replace(os.sep, "-")),
                        os.path.join(self.directory, name))
@@ -536,10 +405,18 @@ def print_counts(stage, clicks, sessions, items):
 
 def run_clicks(args):
     parts = ["train"] + ["valid"] * (args.valid_days > 0) + ["test"]
-    with Output(args.output_dir, parts, [args.input]) as output:
+    columns = args.text_column, args.field_columns
+    has_text = bool(args.items_path or any(columns))
+    inputs = [args.input] + [args.items_path] * bool(args.items_path)
+    with Output(args.output_dir, parts, inputs, has_text) as output:
+        catalogue = text.read_items(args.items_path) if args.items_path else None
         log = open_log(args.input, args.layout, args.session_column, args.item_column,
                        args.time_column, args.separator)
+        check_item_columns(log, *columns)
         clicks, raw_items = read_clicks(log)
+        if any(columns):
+            found = read_item_columns(log, clicks, raw_items, *columns)
+            catalogue = {raw: ItemText(*content) for raw, content in found.items()}
         split = filter_and_split(clicks, len(raw_items), args, print_counts)
         del clicks  # the parts are copies
         sessions = {part: group_sessions(split.pop(part)) for part in parts}
@@ -547,9 +424,11 @@ def run_clicks(args):
         for part in parts:
             with output.create(os.path.join(f"{part}_data", SESSIONS_FILE)) as f:
                 write_sessions(f, sessions[part], new_id)
-        write_vocabulary(output, [raw.encode() for raw in raw_items.gather(order)])
+        num_train = sessions["train"]["item"].explode().n_unique()
+        raw_ids = raw_items.gather(order).to_list()
+        num_items = write_items(output, raw_ids, num_train, catalogue, args)
         output.commit()
-    print(f"{args.output_dir}: {len(order):,} items in vocab.txt and items.txt")
+    print(f"{args.output_dir}: {num_items:,} items in vocab.txt and items.txt")
 
 
 class Vocabulary(dict):
@@ -566,8 +445,10 @@ def convert_file(path, vocabulary, out):
     clicks = sessions = 0
     line = 0
     with open(path, "rb") as f:
-        for line, text in enumerate(f, 1):
-            raw = (text[3:] if line == 1 and text.startswith(b"\xef\xbb\xbf") else text).split()
+        for line, content in enumerate(f, 1):
+            if line == 1:
+                content = content.removeprefix(b"\xef\xbb\xbf")  # the byte order mark
+            raw = content.split()
             try:
                 out.write(b" ".join(map(vocabulary.__getitem__, raw)) + b"\n")
             except UnicodeDecodeError as error:
@@ -582,8 +463,10 @@ def run_sessions(args):
     files = {"train": args.train_files, "valid": args.valid_files, "test": args.test_files}
     files = {part: paths for part, paths in files.items() if paths}
     inputs = [path for paths in files.values() for path in paths]
+    inputs += [args.items_path] * bool(args.items_path)
     vocabulary = Vocabulary()
-    with Output(args.output_dir, list(files), inputs) as output:
+    with Output(args.output_dir, list(files), inputs, bool(args.items_path)) as output:
+        catalogue = text.read_items(args.items_path) if args.items_path else None
         for part, paths in files.items():
             known = len(vocabulary)
             with output.create(os.path.join(f"{part}_data", SESSIONS_FILE)) as out:
@@ -593,16 +476,19 @@ def run_sessions(args):
                 raise DataError(f"{', '.join(paths)}: no ids; a session is a line of ids with "
                                 "white space between")
             print_counts(part, clicks, sessions, len(vocabulary) - known)
-        write_vocabulary(output, list(vocabulary))
+            if part == "train":
+                num_train = len(vocabulary)
+        raw_ids = [raw.decode() for raw in vocabulary]
+        num_items = write_items(output, raw_ids, num_train, catalogue, args)
         output.commit()
-    print(f"{args.output_dir}: {len(vocabulary):,} items in vocab.txt and items.txt")
+    print(f"{args.output_dir}: {num_items:,} items in vocab.txt and items.txt")
 
 
 def main(argv=None) -> int:
     args = parse_args(argv)
     try:
         {"clicks": run_clicks, "sessions": run_sessions}[args.command](args)
-    except DataError as error:
+    except (DataError, text.DataError) as error:
         print(f"preprocess.py: error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

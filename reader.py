@@ -391,6 +391,75 @@ def _bad_token(block, at, path, first_line):
                      "(preprocess.py makes them from raw ids)")
 
 
+class ItemTokens(NamedTuple):
+    """The tokens of all items, in memory at 4 bytes a token and 8 an item.
+
+    tokens: <int32>[n], token ids 0..num_tokens-1, all items end to end
+    offsets: <int64>[V + 1], item i has tokens[offsets[i]:offsets[i + 1]], perhaps none
+    num_tokens: how many tokens there are, T
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    num_tokens: int
+
+    def bags(self, items):
+        """The tokens of some items, end to end, and how many each has.
+
+        items: <int64>[items] -> (tokens <int64>[n], lengths <int64>[items])
+        """
+        items = np.asarray(items, np.int64)
+        starts = self.offsets[items]
+        lengths = self.offsets[items + 1] - starts
+        return self.tokens[ragged_arange(starts, lengths)].astype(np.int64), lengths
+
+
+def load_item_tokens(path, vocab_size, num_tokens=None) -> ItemTokens:
+    """Reads item_tokens.txt: line i is the token ids of item i, white space between, or is empty.
+
+    num_tokens: the lines of tokens.txt, below which all ids must be; None for one more than the
+        largest id
+    Raises DataError, which names file, line and token, for anything else and unless there is a
+    line for each of the vocab_size items.
+    """
+    limit = MAX_ITEMS if num_tokens is None else num_tokens
+    try:
+        blocks = [(np.empty(0, np.int32), np.empty(0, np.int64)), *_parse_file(path, limit)]
+    except DataError as error:
+        raise _bad_item_tokens(path, limit) or error
+    tokens, lengths = map(np.concatenate, zip(*blocks))
+    if len(lengths) != vocab_size:
+        raise DataError(f"{path} holds {len(lengths)} lines and the vocabulary file says "
+                        f"{vocab_size} items: line i is the tokens of item i (preprocess.py "
+                        "writes both)")
+    if not len(tokens):
+        raise DataError(f"{path}: no item has a token")
+    offsets = np.zeros(vocab_size + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return ItemTokens(tokens, offsets, num_tokens or int(tokens.max()) + 1)
+
+
+def _bad_item_tokens(path, limit):
+    """The error of the first token that is no token id. The parser found it, but speaks of
+    sessions; None if the file cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            lines = f.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError:
+        return None
+    for line, text in enumerate(lines, 1):
+        for token in text.split():
+            if not token.isdigit():
+                return DataError(f"{path}, line {line}: {token.decode(errors='replace')[:40]!r} "
+                                 "is no token id; ids are numbers from 0 on (preprocess.py makes "
+                                 "them from the text of the items)")
+            if len(token) > _MAX_DIGITS or int(token) >= limit:
+                return DataError(f"{path}, line {line}: token id {token.decode()[:40]} is not "
+                                 f"below the number of tokens, {limit}; is tokens.txt that of "
+                                 "this data?")
+    return None
+
+
 # --- cache --------------------------------------------------------------------------------------
 
 

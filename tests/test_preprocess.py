@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import sys
 from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -18,6 +20,7 @@ import preprocess
 DAY = 86_400
 START = 1_396_310_400  # 1 April 2014, 00:00 UTC
 RSC15 = Path(__file__).parents[2] / "shared/data/rsc15_100k/yoochoose-clicks-100k.dat"
+GAMES = RSC15.parents[1] / "games6k"
 
 
 def iso(seconds):
@@ -275,8 +278,8 @@ def test_counts_are_printed(tmp_path, capsys):
 # --- sessions -------------------------------------------------------------------------------------
 
 
-def run_sessions(out, train, test, valid=()):
-    flags = ["--valid_files", *map(str, valid)] if valid else []
+def run_sessions(out, train, test, valid=(), flags=()):
+    flags = [*flags, *(["--valid_files", *map(str, valid)] if valid else [])]
     return preprocess.main(["sessions", "--train_files", *map(str, train), "--test_files",
                             *map(str, test), *flags, "--output_dir", str(out)])
 
@@ -505,6 +508,194 @@ def test_a_missing_input_and_a_file_in_the_way(tmp_path, capsys):
     log = write_yoochoose(tmp_path / "log.dat", SMALL)
     assert run_clicks(log, log, *KEEP_ALL) == 1
     assert str(log) in capsys.readouterr().err
+
+
+# --- text of the items ----------------------------------------------------------------------------
+
+TOKEN_FILES = ("item_tokens.txt", "tokens.txt", "tokens.json")
+ITEMS = ("9\tMars  landing\u2028today\tsection:Space\n\n7\tMars and Rover\n"
+         "new\tRover\tsection:space\n")
+
+
+def read_text(out):
+    """{raw id: (text, tokens)} in the order of the ids, from the written files."""
+    tokens = (out / "tokens.txt").read_text(encoding="utf-8").splitlines()
+    assert json.loads((out / "tokens.json").read_text())["chinese_cutter"] in ("jieba", "bigrams")
+    bags = (out / "item_tokens.txt").read_text().split("\n")
+    lines = (out / "items.txt").read_text(encoding="utf-8").split("\n")
+    assert bags.pop() == lines.pop() == "" and len(bags) == len(lines)
+    assert (out / "vocab.txt").read_text() == f"{len(lines)}\n"
+    return {line.split("\t")[0]: (line.partition("\t")[2], [tokens[int(i)] for i in bag.split()])
+            for line, bag in zip(lines, bags)}
+
+
+def test_text_of_a_log(tmp_path, capsys):
+    log = write_yoochoose(tmp_path / "log.dat", SMALL)
+    items = write(tmp_path / "items.tsv", ITEMS)
+    flags = [*KEEP_ALL, "--items_path", items]
+    assert run_clicks(log, tmp_path / "out", *flags) == 0
+    assert read_text(tmp_path / "out") == {"9": ("Mars landing today", ["mars"]),
+                                           "7": ("Mars and Rover", ["mars"])}
+    assert "1 items with text occur in no session" in capsys.readouterr().out
+    assert run_clicks(log, tmp_path / "out", *flags, "--keep_unknown", "--all_items",
+                      "--min_token_count", 1) == 0
+    found = read_text(tmp_path / "out")
+    assert list(found) == ["9", "7", "5", "new"]  # 5 has no line
+    assert found["9"][1] == ["mars", "landing", "today", "section:space"]
+    assert found["5"] == ("", []) and found["new"] == ("Rover", ["rover", "section:space"])
+
+
+def test_text_of_sessions_counts_in_training_only(tmp_path, capsys):
+    train, test = write(tmp_path / "train", "a b\n"), write(tmp_path / "test", "a c\nd e\n")
+    items = write(tmp_path / "items.tsv", "b\tcup final\na\tfinal\nc\tmoon final\nd\tmoon\n"
+                                          "e\t \nz\tmoon\n")
+    flags = ["--items_path", str(items)]
+    assert run_sessions(tmp_path / "out", [train], [test], flags=flags) == 0
+    assert read_text(tmp_path / "out") == {
+        "a": ("final", ["final"]), "b": ("cup final", ["final"]), "c": ("moon final", ["final"]),
+        "d": ("moon", []), "e": ("", [])}
+    printed = capsys.readouterr().out
+    assert "4 of 5 items of the sessions have some; 1 items with text occur in no" in printed
+    assert "2 items without any" in printed
+
+
+def text_table(folder, extension):
+    """Two sessions to train on, one to test; the texts of an item change."""
+    rows = [("s", "a", 5, "old name", "X"), ("s", "b", 6, "b name", None),
+            ("t", "a", 9, "new name", None), ("t", "b", 8, None, "Y"),
+            ("t", "a", 1, "oldest name", "W"), ("u", "a", 9e5, " ", "Z"), ("u", "b", 9e5, "", "")]
+    names = ["SessionId", "ItemId", "Time", "title", "section"]
+    frame = pl.DataFrame(rows, names, orient="row")
+    log = folder / f"log.{extension}"
+    if extension == "parquet":
+        frame = frame.with_columns(
+            pl.when(pl.col("section") != "").then(pl.concat_list("section", pl.lit("all"))))
+        frame.write_parquet(log)
+    else:
+        log.write_text(frame.write_csv().replace("t,b", "\n\nt,b"))  # blank lines shift the rows
+    return log
+
+
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+def test_text_of_a_table_is_the_newest(tmp_path, extension):
+    flags = [*KEEP_ALL, "--text_column", "title", "--field_columns", "section"]
+    log = text_table(tmp_path, extension)
+    assert run_clicks(log, tmp_path / "out", *flags, "--min_token_count", 1, layout="table") == 0
+    found = read_text(tmp_path / "out")
+    more = ["section:all"] * (extension == "parquet")
+    assert found == {"a": ("new name", ["new", "name", "section:z", *more]),
+                     "b": ("b name", ["b", "name", "section:y", *more])}
+    flags = [*KEEP_ALL, "--field_columns", "section", "Time", "--min_token_count", 1]
+    assert run_clicks(log, tmp_path / "out", *flags, layout="table") == 0
+    assert set(read_text(tmp_path / "out")["b"][1]) > {"section:y", *more}
+
+
+def test_all_items_of_a_table(tmp_path):
+    log = text_table(tmp_path, "csv")
+    with log.open("a") as f:
+        f.write("v,rare,5,a name,\n")
+    flags = [*KEEP_ALL, "--text_column", "title", "--all_items"]
+    assert run_clicks(log, tmp_path / "out", *flags, layout="table") == 0
+    assert read_text(tmp_path / "out")["rare"] == ("a name", ["name"])
+
+
+def test_without_text_the_token_files_of_an_earlier_run_go(tmp_path):
+    out = tmp_path / "out"
+    log = write_yoochoose(tmp_path / "log.dat", SMALL)
+    items = write(tmp_path / "items.tsv", ITEMS)
+    assert run_clicks(log, out, *KEEP_ALL, "--items_path", items) == 0
+    before = contents(out)
+    assert set(TOKEN_FILES) < set(before)
+    for bad in (["--items_path", tmp_path / "none.tsv"], ["--test_days", 99]):
+        assert run_clicks(log, out, *KEEP_ALL, *bad) == 1
+        assert contents(out) == before
+    assert run_clicks(log, out, *KEEP_ALL) == 0
+    assert not set(TOKEN_FILES) & set(contents(out))
+    assert (out / "items.txt").read_text() == "9\n7\n"
+
+
+@pytest.mark.parametrize("items, flags, words", [
+    ("9\tx\n9\ty\n", [], ["line 2", "'9'"]),
+    ("10\tx\n", [], ["items.tsv", "none of its 1 items", "of this data"]),
+    ("", [], ["items.tsv", "none of its 0 items"]),
+    ("9\tx\n7\ty\n", [], ["items.tsv", "--min_token_count"]),
+    ("9\tx\n", ["--chinese_cutter", "jieba"], ["pip install jieba"]),
+    (None, [], ["cannot read", "items.tsv"]),
+])
+def test_errors_in_text(tmp_path, capsys, monkeypatch, items, flags, words):
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    log = write_yoochoose(tmp_path / "log.dat", SMALL)
+    if items is not None:
+        write(tmp_path / "items.tsv", items)
+    names = files_under(tmp_path)
+    flags = [*KEEP_ALL, "--items_path", tmp_path / "items.tsv", *flags]
+    assert run_clicks(log, tmp_path / "out", *flags) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("preprocess.py: error: ") and message.count("\n") == 1
+    assert all(word in message for word in words), message
+    assert files_under(tmp_path) == names
+
+
+def test_errors_in_columns_of_text(tmp_path, capsys):
+    log = text_table(tmp_path, "parquet")
+    for flags, words in [
+        (["--text_column", "headline"], ["'headline'", "'title'", "--text_column"]),
+        (["--field_columns", "section", "x"], ["'x'", "--field_columns"]),
+        (["--text_column", "Time"], ["'Time'", "Float64", "--text_column"]),
+    ]:
+        assert run_clicks(log, tmp_path / "out", *flags, layout="table") == 1
+        message = capsys.readouterr().err
+        assert all(word in message for word in words), message
+
+
+def test_the_items_are_not_overwritten(tmp_path, capsys):
+    sessions = write(tmp_path / "sessions", "1 2 3\n")
+    out = tmp_path / "out"
+    assert run_sessions(out, [sessions], [sessions]) == 0
+    write(out / "tokens.txt", "1 2\n")
+    before = contents(out)
+    assert run_sessions(out, [sessions], [sessions],
+                        flags=["--items_path", str(out / "items.txt")]) == 1
+    assert run_sessions(out, [sessions], [out / "tokens.txt"]) == 1  # it would be removed
+    assert capsys.readouterr().err.count("another --output_dir") == 2
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("layout, flags, words", [
+    ("yoochoose", ["--item_column", "ItemId"], ["--item_column", "--layout table"]),
+    ("yoochoose", ["--time_column", "t", "--separator", ";"], ["--time_column, --separator"]),
+    ("yoochoose", ["--text_column", "category"], ["--text_column"]),
+    ("table", ["--text_column", "t", "--items_path", "i"], ["--items_path and --text_column"]),
+    ("table", ["--min_token_count", "3"], ["--min_token_count", "--text_column"]),
+    ("yoochoose", ["--all_items"], ["--all_items", "--items_path"]),
+    ("yoochoose", ["--items_path", "i", "--min_token_count", "0"], ["--min_token_count"]),
+    ("yoochoose", ["--items_path", "i", "--chinese_cutter", "knife"], ["--chinese_cutter"]),
+    (None, ["--all_items", "--chinese_cutter", "jieba"], ["--chinese_cutter, --all_items"]),
+])
+def test_flags_without_effect_are_errors(tmp_path, capsys, layout, flags, words):
+    with pytest.raises(SystemExit) as exit_:
+        if layout:
+            run_clicks(tmp_path / "log.csv", tmp_path / "out", *flags, layout=layout)
+        else:
+            run_sessions(tmp_path / "out", ["1"], ["2"], flags=flags)
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.skipif(not GAMES.exists(), reason="no games here")
+def test_games(tmp_path):
+    """Items held out of training get ids behind all others, and tokens."""
+    held_out = {str(item) for item in range(40, 16859, 40)}
+    lines = [line.split() for line in (GAMES / "train.txt").read_text().splitlines()]
+    train = write(tmp_path / "train", "".join(
+        " ".join(item for item in line if item not in held_out) + "\n" for line in lines))
+    assert run_sessions(tmp_path / "out", [train], [GAMES / "test.txt"],
+                        flags=["--items_path", str(GAMES / "items.tsv")]) == 0
+    found = read_text(tmp_path / "out")
+    known = {item for line in lines for item in line} - held_out
+    assert set(list(found)[:len(known)]) == known and len(found) == 16859
+    assert sum(bool(found[item][1]) for item in held_out) > 0.98 * len(held_out)
 
 
 @pytest.mark.skipif(not RSC15.exists(), reason="no RSC15 sample here")

@@ -267,3 +267,48 @@ def test_ragged_arange():
     got = reader.ragged_arange(np.array([5, 0, 9]), np.array([2, 0, 3]))
     assert got.tolist() == [5, 6, 9, 10, 11]
     assert reader.ragged_arange(np.array([], int), np.array([], int)).tolist() == []
+
+
+# --- tokens of the items --------------------------------------------------------------------------
+
+BAGS = st.lists(st.lists(st.integers(0, 999), max_size=5), min_size=1, max_size=30)
+
+
+@settings(deadline=None, max_examples=100)
+@given(BAGS.filter(any), st.data(), st.sampled_from(["\n", "\r\n"]), st.integers(8, 64))
+def test_item_tokens_come_back(tmp_path_factory, bags, data, newline, block):
+    path = tmp_path_factory.mktemp("tokens") / "item_tokens.txt"
+    path.write_bytes("".join(" ".join(map(str, bag)) + newline for bag in bags).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "BLOCK_BYTES", block)
+        tokens = reader.load_item_tokens(str(path), len(bags))
+    assert tokens.tokens.dtype == np.int32 and tokens.offsets.dtype == np.int64
+    assert tokens.num_tokens == max(map(max, filter(None, bags))) + 1
+    assert reader.load_item_tokens(str(path), len(bags), 1234).num_tokens == 1234
+    items = data.draw(st.lists(st.integers(0, len(bags) - 1), max_size=9))
+    for chosen in (items, np.array(items, np.int32)):
+        flat, lengths = tokens.bags(chosen)
+        assert flat.dtype == lengths.dtype == np.int64
+        assert flat.tolist() == [token for item in items for token in bags[item]]
+        assert lengths.tolist() == [len(bags[item]) for item in items]
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"1 2\n\n3 x4\n", ["line 3", "'x4' is no token id"]),
+    (b"1 2\n-1\n3\n", ["line 2", "'-1' is no token id"]),
+    (b"1 2\n\n3 10\n", ["line 3", "token id 10 is not below the number of tokens, 10"]),
+    (b"1 2\n" + b"7" * 5000 + b"\n3\n", ["line 2", "token id 777", "10"]),
+    (b"1\n\xff\n3\n", ["line 2", "no token id"]),
+    (b"1 2\n3\n", ["holds 2 lines", "3 items"]),
+    (b"1\n2\n3\n\n", ["holds 4 lines", "3 items"]),
+    (b"\n\n\n", ["no item has a token"]),
+    (None, ["cannot read"]),
+])
+def test_errors_in_item_tokens(tmp_path, content, words):
+    path = tmp_path / "item_tokens.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(reader.DataError) as error:
+        reader.load_item_tokens(str(path), 3, 10)
+    assert str(path) in str(error.value) and "session" not in str(error.value)
+    assert all(word in str(error.value) for word in words), error.value

@@ -7,15 +7,33 @@ import pytest
 
 import make_sample
 import reader
+import text
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def test_the_committed_sample_is_what_the_generator_makes(tmp_path):
     assert make_sample.main(["--output_dir", str(tmp_path)]) == 0
-    for name in ("train_data/sessions.txt", "test_data/sessions.txt", "vocab.txt", "items.txt"):
+    for name in ("train_data/sessions.txt", "test_data/sessions.txt", "vocab.txt", "items.txt",
+                 *text.TOKEN_FILES):
         with open(os.path.join(ROOT, name), "rb") as committed, open(tmp_path / name, "rb") as made:
             assert committed.read() == made.read(), name
+
+
+def test_headlines_carry_the_topic_and_leave_the_sessions_alone(tmp_path):
+    headlines = make_sample.make_headlines(500, seed=1)
+    for item, headline in enumerate(headlines):
+        topic, people, *_, chinese, matter = make_sample.TOPICS[item % len(make_sample.TOPICS)]
+        assert headline.lower().startswith(tuple(people.split(", "))) or \
+            (headline.startswith(chinese) and headline.endswith(matter)), (topic, headline)
+    assert sum(not headline.isascii() for headline in headlines) == 40
+    with open(os.path.join(ROOT, "items.txt"), encoding="utf-8") as f:
+        assert [line.rstrip("\n").split("\t")[1] for line in f] == headlines
+    tokens = reader.load_item_tokens(os.path.join(ROOT, "item_tokens.txt"), 500)
+    vocabulary = text.TokenVocabulary.load(os.path.join(ROOT, "tokens.txt"))
+    assert tokens.num_tokens == len(vocabulary)
+    for item in (0, 221, 499):
+        assert tokens.bags([item])[0].tolist() == vocabulary.encode(headlines[item]).tolist()
 
 
 @pytest.mark.parametrize("num_items", [2, 7, 20, 21, 5000])
