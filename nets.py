@@ -214,6 +214,15 @@ class BowEncoder(nn.Layer):
         return paddle.sum(emb * valid.unsqueeze(-1), axis=1)
 
 
+def mean_of_clicks(emb, lengths, every_prefix=False):
+    """The mean over each sequence, or over each prefix; shapes as in BowEncoder.forward."""
+    total = BowEncoder()(emb, lengths, every_prefix)
+    if every_prefix:
+        ends = np.cumsum(lengths)
+        lengths = np.arange(1, ends[-1] + 1) - np.repeat(ends - lengths, lengths)
+    return total * paddle.to_tensor((1 / lengths).astype(np.float32)[:, None])
+
+
 class GrnnEncoder(nn.Layer):
     """A GRU over the clicks, then a pooling of its states over time.
 
@@ -275,12 +284,15 @@ class PairwiseHingeLoss(nn.Layer):
         super().__init__()
         self.margin = margin
 
-    def forward(self, users, items, batch):
-        """users: <float32>[targets, hidden]; items: <float32>[targets * (1 + n), hidden], those of
-        the batch's paired candidates (reader.Batch)
+    def forward(self, towers, batch):
+        """towers: what a model makes of a batch with paired candidates (reader.Batch)
 
-        returns (losses, share of the negatives ranked below the target), <float32>[targets] each
+        returns (losses, share of the negatives ranked below the target), <float32>[targets] each,
+        the mean over the members
         """
+        return mean_of([self._of_member(*member) for member in towers])
+
+    def _of_member(self, users, items):
         targets, hidden = users.shape
         items = items.reshape([targets, -1, hidden])
         cos = paddle.sum(users.unsqueeze(1) * items, axis=-1)
@@ -306,26 +318,36 @@ class SampledSoftmaxLoss(nn.Layer):
         super().__init__()
         self.scale = scale
 
-    def forward(self, users, items, batch):
-        """users: <float32>[targets, hidden]; items: <float32>[n, hidden], those of the batch's
-        shared candidates (reader.Batch)
+    def forward(self, towers, batch):
+        """towers: what a model makes of a batch with shared candidates (reader.Batch)
 
-        returns (losses, 1.0 where no candidate has a higher logit than the target),
-        <float32>[targets] each
+        returns (losses, probability that the softmax gives to the target), <float32>[targets]
+        each, the mean over the members
         """
         place = np.searchsorted(batch.candidates, batch.positive)
         per_session = batch.lengths if batch.every_prefix else np.ones_like(batch.lengths)
         certain = own_session(per_session, place)
-        logits = paddle.matmul(users * self.scale, items, transpose_y=True)
-        logits = logits - paddle.to_tensor(batch.log_inclusion)
-        logits = paddle.scatter_nd_add(logits, paddle.to_tensor(certain),
-                                       paddle.to_tensor(batch.log_inclusion[certain[:, 1]]))
-        losses = F.cross_entropy(logits, paddle.to_tensor(place), reduction="none").squeeze(-1)
-        with paddle.no_grad():
-            best = paddle.max(logits, axis=1)
-            own = paddle.take_along_axis(logits, paddle.to_tensor(place[:, None]), axis=1)
-            correct = paddle.cast(own.squeeze(-1) >= best, "float32")
-        return losses, correct
+        undo = paddle.to_tensor(certain), paddle.to_tensor(batch.log_inclusion[certain[:, 1]])
+        place = paddle.to_tensor(place[:, None])
+        # The correction is one more column of the product: no pass over all logits of its own.
+        ones = paddle.ones([len(place), 1])
+        correction = paddle.to_tensor(-batch.log_inclusion[:, None])
+        return mean_of([self._cross_entropy(paddle.concat([users * self.scale, ones], axis=1),
+                                            paddle.concat([items, correction], axis=1), place, undo)
+                        for users, items in towers])
+
+    @staticmethod
+    def _cross_entropy(users, items, place, undo):
+        logits = paddle.scatter_nd_add(paddle.matmul(users, items, transpose_y=True), *undo)
+        losses = F.cross_entropy(logits, place, reduction="none").squeeze(-1)
+        return losses, paddle.exp(-losses.detach())
+
+
+def mean_of(results):
+    """The mean of each value of some tuples of tensors."""
+    if len(results) == 1:
+        return results[0]
+    return tuple(sum(values) / len(results) for values in zip(*results))
 
 
 def own_session(lengths, place):
@@ -344,45 +366,80 @@ def own_session(lengths, place):
     return np.stack(np.divmod(pairs, width), axis=1)
 
 
+class Towers(nn.Layer):
+    """The two towers of a member, over its columns of the table.
+
+    The first arguments are those of SequenceSemanticRetrieval.
+    suffix: of the parameters' names
+    """
+
+    def __init__(self, embedding_dim, hidden_size, user_encoder, pooling, item_encoder, dropout,
+                 suffix):
+        super().__init__()
+        self.dropout = dropout
+        if user_encoder == "gru":
+            self.user_encoder = GrnnEncoder(embedding_dim, hidden_size,
+                                            "max" if pooling == "max" else "max_last",
+                                            "grnn" + suffix)
+            encoded = self.user_encoder.output_size
+        else:
+            self.user_encoder = BowEncoder()
+            encoded = embedding_dim
+        self.user_fc = nn.Linear(encoded, hidden_size, _xavier("user.w" + suffix),
+                                 _zero("user.b" + suffix))
+        self.item_fc = (nn.Linear(embedding_dim, hidden_size, _xavier("item.w" + suffix),
+                                  _zero("item.b" + suffix)) if item_encoder == "fc" else None)
+        self.click_gains = (self.create_parameter(
+            [2, hidden_size], attr=paddle.ParamAttr(name="user.g" + suffix),
+            default_initializer=nn.initializer.Constant(0.5))
+            if pooling == "max_last_clicks" else None)
+
+    def user(self, emb, lengths, every_prefix=False):
+        """As SequenceSemanticRetrieval.encode_user, for this member."""
+        emb = F.dropout(emb, self.dropout, training=self.training)
+        user = self.user_fc(self.user_encoder(emb, lengths, every_prefix))
+        if self.click_gains is not None:
+            last = emb if every_prefix else last_rows(emb, lengths)
+            user = (user + self.click_gains[0] * last
+                    + self.click_gains[1] * mean_of_clicks(emb, lengths, every_prefix))
+        return unit(user)
+
+    def item(self, emb):
+        """As SequenceSemanticRetrieval.encode_item, for this member."""
+        return unit(emb if self.item_fc is None else self.item_fc(emb))
+
+
 class SequenceSemanticRetrieval(nn.Layer):
     """The two towers.
 
     vocab_size: number of items V, the rows of the table
     embedding_dim, hidden_size: columns of the table; size of a user's and an item's vector
     user_encoder: "gru" or "bow"
-    pooling: of the GRU's states, "max" or "max_last"; "max_last_click" also adds the last click's
-        embedding, times a learned gain per dimension, to what the fc makes of the states
+    pooling: of the GRU's states, "max" or "max_last"; "max_last_clicks" also adds the embedding of
+        the last click and the mean of all, g1 * e_last + g2 * mean(e) with a gain per dimension
+        each, to what the fc makes of the states
     item_encoder: "fc", or "tied": an item's vector is its bag itself
     dropout: share of the entries of the clicks' embeddings that are zeroed in training
+    members: an ensemble of so many models, each with a table and towers of its own. Their vectors,
+        side by side, are one vector, whose cosine is the mean of theirs.
     """
 
     def __init__(self, vocab_size, embedding_dim=128, hidden_size=128, user_encoder="gru",
-                 pooling="max", item_encoder="fc", dropout=0.0):
+                 pooling="max", item_encoder="fc", dropout=0.0, members=1):
         super().__init__()
         check_architecture(embedding_dim, hidden_size, user_encoder, pooling, item_encoder)
         self.vocab_size = vocab_size
-        self.dropout = dropout
         # Parameters keep their names in every model of a process: Paddle files the optimizer's
         # state under them.
         with paddle.utils.unique_name.guard():
             # Sparse: a step touches the rows of its batch only, however large the catalogue is.
-            self.embedding = nn.Embedding(vocab_size, embedding_dim, sparse=True,
+            # One table of all members: one look-up and one update.
+            self.embedding = nn.Embedding(vocab_size, members * embedding_dim, sparse=True,
                                           weight_attr=_xavier("emb.item"))
-            if user_encoder == "gru":
-                self.user_encoder = GrnnEncoder(
-                    embedding_dim, hidden_size, "max" if pooling == "max" else "max_last")
-                encoded = self.user_encoder.output_size
-            else:
-                self.user_encoder = BowEncoder()
-                encoded = embedding_dim
             self.item_encoder = BowEncoder()
-            self.user_fc = nn.Linear(encoded, hidden_size, _xavier("user.w"), _zero("user.b"))
-            self.item_fc = (nn.Linear(embedding_dim, hidden_size, _xavier("item.w"),
-                                      _zero("item.b")) if item_encoder == "fc" else None)
-            self.click_gain = (self.create_parameter(
-                [hidden_size], attr=paddle.ParamAttr(name="user.g"),
-                default_initializer=nn.initializer.Constant(0.5))
-                if pooling == "max_last_click" else None)
+            self.members = nn.LayerList([
+                Towers(embedding_dim, hidden_size, user_encoder, pooling, item_encoder, dropout,
+                       f".{number}" if number else "") for number in range(members)])
         # An item that was never clicked in training has no vector worth ranking. Saved with the
         # parameters, so that evaluation and retrieval know which ones those are.
         if paddle.in_dynamic_mode():  # a static graph has parameters only
@@ -393,13 +450,14 @@ class SequenceSemanticRetrieval(nn.Layer):
 
         clicks: numpy <int64>[clicks], item ids, sessions end to end
         lengths: numpy <int64>[batch], each at least 1
-        returns <float32>[batch, hidden] of length 1, or [clicks, hidden] for every prefix
+        returns <float32>[batch, members * hidden] of length 1, or [clicks, members * hidden] for
+        every prefix
         """
         return self.encode_user(self.embed(clicks), lengths, every_prefix)
 
     def item(self, tokens, lengths=None):
-        """The vectors of items: <float32>[items, hidden] of length 1. tokens, lengths: as in
-        embed."""
+        """The vectors of items: <float32>[items, members * hidden] of length 1. tokens, lengths: as
+        in embed."""
         return self.encode_item(self.embed(tokens, lengths))
 
     def embed(self, tokens, lengths=None):
@@ -407,25 +465,22 @@ class SequenceSemanticRetrieval(nn.Layer):
 
         tokens: numpy <int64>[tokens], rows of the table, items end to end; lengths: numpy
         <int64>[items], or None where every item is one token, its own id
-        returns <float32>[items, dim]
+        returns <float32>[items, members * dim]
         """
         emb = self.embedding(paddle.to_tensor(tokens))
         return emb if lengths is None else self.item_encoder(emb, lengths)
 
     def encode_user(self, emb, lengths, every_prefix=False):
         """The user tower from what embed returns for the clicks; otherwise as user."""
-        emb = F.dropout(emb, self.dropout, training=self.training)
-        user = self.user_fc(self.user_encoder(emb, lengths, every_prefix))
-        if self.click_gain is not None:
-            user = user + self.click_gain * (emb if every_prefix else last_rows(emb, lengths))
-        return unit(user)
+        return side_by_side([member.user(part, lengths, every_prefix)
+                             for member, part in self._parts(emb)])
 
     def encode_item(self, emb):
-        """The item tower from what embed returns: <float32>[items, hidden] of length 1."""
-        return unit(emb if self.item_fc is None else self.item_fc(emb))
+        """The item tower from what embed returns; otherwise as item."""
+        return side_by_side([member.item(part) for member, part in self._parts(emb)])
 
     def forward(self, batch):
-        """The towers of a reader.Batch: users <float32>[targets, hidden] and items
+        """The towers of a reader.Batch: for each member users <float32>[targets, hidden] and items
         <float32>[candidates, hidden], all of length 1."""
         # One look-up for both towers: one gradient of the table to merge instead of three.
         return self.towers(self.embed(batch.ids()), batch)
@@ -434,32 +489,51 @@ class SequenceSemanticRetrieval(nn.Layer):
         """As forward, from what embed returns for batch.ids(): where something happens between the
         look-up and the towers."""
         clicks, candidates = paddle.split(emb, [len(batch.clicks), batch.candidates.size])
-        return (self.encode_user(clicks, batch.lengths, batch.every_prefix),
-                self.encode_item(candidates))
+        return [(member.user(click_part, batch.lengths, batch.every_prefix), member.item(part))
+                for (member, click_part), (_, part) in zip(self._parts(clicks),
+                                                           self._parts(candidates))]
 
     def padded(self, clicks, lengths, positive, negative):
         """cos(user, positive) and cos(user, negative), <float32>[batch] each, over padded sequences
-        and in a static graph as well. Needs the pooling "max".
+        and in a static graph as well. For one member with the pooling "max".
 
         clicks: <int64>[batch, time]; lengths, positive, negative: <int64>[batch]
         """
-        user = unit(self.user_fc(self.user_encoder.padded(self.embedding(clicks), lengths)))
-        positive = self.encode_item(self.embedding(positive))
-        negative = self.encode_item(self.embedding(negative))
+        towers, = self.members
+        emb = self.embedding(clicks)
+        user = unit(towers.user_fc(towers.user_encoder.padded(emb, lengths)))
+        positive = towers.item(self.embedding(positive))
+        negative = towers.item(self.embedding(negative))
         return paddle.sum(user * positive, axis=1), paddle.sum(user * negative, axis=1)
+
+    def _parts(self, emb):
+        """Each member with its columns."""
+        if len(self.members) == 1:
+            return [(self.members[0], emb)]
+        return list(zip(self.members, paddle.split(emb, len(self.members), axis=1)))
+
+
+def side_by_side(vectors):
+    """Rows of length 1 from those of the members: the cosine of two is the mean of theirs.
+
+    vectors: list of <float32>[n, dim] -> <float32>[n, members * dim]
+    """
+    if len(vectors) == 1:
+        return vectors[0]
+    return paddle.concat(vectors, axis=1) * (1 / np.sqrt(len(vectors)))
 
 
 def check_architecture(embedding_dim, hidden_size, user_encoder, pooling, item_encoder):
     """Raises ValueError where the arguments of SequenceSemanticRetrieval do not go together."""
     for name, value, known in (("user_encoder", user_encoder, ("gru", "bow")),
-                               ("pooling", pooling, ("max", "max_last", "max_last_click")),
+                               ("pooling", pooling, ("max", "max_last", "max_last_clicks")),
                                ("item_encoder", item_encoder, ("fc", "tied"))):
         if value not in known:
             raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
     if user_encoder == "bow" and pooling != "max":
         raise ValueError(f"the pooling {pooling!r} is one of a GRU's states; user_encoder is 'bow'")
     if embedding_dim != hidden_size:
-        for part in ("item_encoder tied", "pooling max_last_click"):
+        for part in ("item_encoder tied", "pooling max_last_clicks"):
             if part.split()[1] in (item_encoder, pooling):
                 raise ValueError(f"{part} needs an embedding_dim equal to hidden_size, not "
                                  f"{embedding_dim} and {hidden_size}")

@@ -37,7 +37,8 @@ CE_SEED = 102  # of continuous evaluation, as it always was
 
 # What decides the parameters that a run reaches. It is kept in the checkpoint; --resume takes it
 # from there.
-MODEL_FLAGS = ("embedding_dim", "hidden_size", "user_encoder", "pooling", "item_encoder", "dropout")
+MODEL_FLAGS = ("embedding_dim", "hidden_size", "user_encoder", "pooling", "item_encoder", "dropout",
+               "members")
 RUN_FLAGS = ("recipe", "base_lr", "batch_size", "num_devices", "max_len", "seed", "enable_ce", "step_num",
              "targets", "loss", "num_negatives", "neg_alpha", "scale", "optimizer", "lr_schedule")
 
@@ -46,11 +47,11 @@ RUN_FLAGS = ("recipe", "base_lr", "batch_size", "num_devices", "max_len", "seed"
 RECIPES = {
     "faithful": dict(
         targets="last", loss="hinge", num_negatives=1, neg_alpha=0.0, scale=16.0, pooling="max",
-        item_encoder="fc", dropout=0.0, optimizer="adagrad", lr_schedule="constant", base_lr=0.01,
+        item_encoder="fc", dropout=0.0, members=1, optimizer="adagrad", lr_schedule="constant", base_lr=0.01,
         batch_size=50, epochs=10, max_len=None, embedding_dim=128, hidden_size=128),
     "strong": dict(
         targets="all", loss="softmax", num_negatives=2000, neg_alpha=0.5, scale=16.0,
-        pooling="max_last_click", item_encoder="tied", dropout=0.25, optimizer="adam",
+        pooling="max_last_clicks", item_encoder="tied", dropout=0.25, members=1, optimizer="adam",
         lr_schedule="linear", base_lr=0.004, batch_size=128, epochs=5, max_len=20,
         embedding_dim=128, hidden_size=128),
 }
@@ -108,11 +109,13 @@ def add_recipe_flags(parser):
     add("--neg_alpha", type=utils.number(float, 0),
         help="negatives are drawn with a probability ~ clicks^alpha, 0 for uniform")
     add("--scale", type=utils.number(float, 0), help="logit = scale * cosine (softmax)")
-    add("--pooling", choices=("max", "max_last", "max_last_click"), help="of the GRU's states: "
-        "the maximum; maximum and last; both, and the last click's embedding")
+    add("--pooling", choices=("max", "max_last", "max_last_clicks"), help="of the GRU's states: "
+        "the maximum; maximum and last; both, and the embeddings of the last click and of all")
     add("--item_encoder", choices=("fc", "tied"),
         help="an item's vector: fc of its bag, or the bag itself")
     add("--dropout", type=utils.number(float, 0, 0.99), help="of the clicks' embeddings")
+    add("--members", type=utils.number(int, 1), help="an ensemble of so many models in one: their "
+        "vectors side by side; time and memory grow likewise")
     add("--optimizer", choices=("adagrad", "adam"), help="adam updates the rows of a step only")
     add("--lr_schedule", choices=("constant", "linear"),
         help=f"linear: falls to {FINAL_RATE:.0%} of --base_lr at the last step of --epochs")
@@ -229,12 +232,12 @@ def restore(model, optimizer, model_dir, epoch):
 
 def make_step(model, loss, optimizer, exchange=None):
     """The function that trains on one batch and returns the mean over the targets of all ranks of
-    the loss and of what it ranked right, as tensors.
+    the loss and of "acc", what the loss says was right, as tensors.
 
     exchange: parallel.GradientExchange where this is one of several ranks
     """
     def forward(emb, batch):
-        losses, correct = loss(*model.towers(emb, batch), batch)
+        losses, correct = loss(model.towers(emb, batch), batch)
         # A mean over ranks follows: what counts is each target, not each rank.
         share = (1 if exchange is None else exchange.size) / batch.num_targets
         return paddle.sum(losses) * share, paddle.sum(correct) * share
@@ -255,7 +258,7 @@ def make_step(model, loss, optimizer, exchange=None):
 
 
 def train_epoch(step, batches, num_steps, print_batch, epoch):
-    """Runs step (see make_step) on each batch. Returns (mean loss of a target, share ranked right,
+    """Runs step (see make_step) on each batch. Returns (mean loss and mean acc of a target,
     sessions of this rank)."""
     total_loss = total_correct = targets = sessions = 0
     pending = []  # a tensor is read only when it is printed: a GPU need not wait for it

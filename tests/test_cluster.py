@@ -160,7 +160,7 @@ def test_padded_network_is_the_network(user_encoder):
                          np.array([[1, 4], [2, 5], [3, 6]]), None, 3)
     fed = cluster_train.pad(batch)
     assert fed["clicks"].tolist() == [[5, 6, 7, 0], [8, 0, 0, 0], [9, 5, 11, 12]]
-    users, items = model(batch)
+    (users, items), = model(batch)
     expected = [paddle.sum(users * items[i::2], axis=1) for i in range(2)]
     for filler in (0, 19):  # what is in the padding does not matter
         fed["clicks"][np.arange(4) >= lengths[:, None]] = filler

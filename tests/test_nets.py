@@ -23,8 +23,9 @@ def make_model(user_encoder="gru", vocab_size=40, dim=6, hidden=5, seed=3, **par
     return model
 
 
-STRONG = dict(hidden=6, pooling="max_last_click", item_encoder="tied")
-PARTS = [dict(user_encoder="gru"), dict(user_encoder="bow"), dict(pooling="max_last"), STRONG]
+STRONG = dict(hidden=6, pooling="max_last_clicks", item_encoder="tied")
+PARTS = [dict(user_encoder="gru"), dict(user_encoder="bow"), dict(pooling="max_last"), STRONG,
+         dict(STRONG, members=3), dict(members=2)]
 
 
 def paired(random, lengths, vocab_size, num=1):
@@ -117,7 +118,7 @@ def test_shapes_and_lengths_of_the_vectors(parts):
     clicks, lengths = ragged(np.random.default_rng(0), LENGTHS, 40)
     user, every = model.user(clicks, lengths), model.user(clicks, lengths, every_prefix=True)
     item = model.item(np.arange(40))
-    hidden = parts.get("hidden", 5)
+    hidden = parts.get("hidden", 5) * parts.get("members", 1)
     assert user.shape == [7, hidden] and every.shape == [25, hidden]
     assert item.shape == [40, hidden]
     for vectors in (user, every, item):
@@ -130,13 +131,13 @@ def test_company_changes_nothing(parts):
     model = make_model(**parts)
     batch = paired(np.random.default_rng(0), LENGTHS, 40)
     loss = nets.PairwiseHingeLoss()
-    together = loss(*model(batch), batch)[0].numpy()
+    together = loss(model(batch), batch)[0].numpy()
     every = model.user(batch.clicks, batch.lengths, every_prefix=True).numpy()
     ends = np.cumsum(batch.lengths)
     for i, (end, n) in enumerate(zip(ends, batch.lengths)):
         own = batch.clicks[end - n:end], batch.lengths[i:i + 1]
         single = reader.Batch(*own, batch.positive[i:i + 1], batch.candidates[i:i + 1], None, 1)
-        np.testing.assert_allclose(loss(*model(single), single)[0].numpy(), together[i:i + 1],
+        np.testing.assert_allclose(loss(model(single), single)[0].numpy(), together[i:i + 1],
                                    atol=1e-6)
         np.testing.assert_allclose(model.user(*own, every_prefix=True).numpy(),
                                    every[end - n:end], atol=1e-6)
@@ -152,16 +153,33 @@ def test_a_prefix_is_a_session_of_its_own(parts):
                                    atol=1e-5)
 
 
-def test_the_last_click_is_added_to_what_the_states_give():
+def test_last_click_and_mean_are_added_to_what_the_states_give():
     model = make_model(**STRONG)
     clicks, lengths = ragged(np.random.default_rng(0), [3, 2], 40)
     emb = model.embed(clicks)
-    last = emb.numpy()[[2, 4]]
-    gain = np.linspace(-1, 1, 6).astype(np.float32)
-    model.click_gain.set_value(gain)
-    expected = model.user_fc(model.user_encoder(emb, lengths)).numpy() + gain * last
+    values = emb.numpy()
+    last, mean = values[[2, 4]], np.stack([values[:3].mean(0), values[3:].mean(0)])
+    gains = np.stack([np.linspace(-1, 1, 6), np.linspace(2, 3, 6)]).astype(np.float32)
+    towers, = model.members
+    towers.click_gains.set_value(gains)
+    expected = towers.user_fc(towers.user_encoder(emb, lengths)).numpy()
+    expected += gains[0] * last + gains[1] * mean
     np.testing.assert_allclose(model.user(clicks, lengths).numpy(),
                                expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_the_cosine_of_an_ensemble_is_the_mean_of_its_members():
+    model = make_model(**STRONG, members=3)
+    batch = paired(np.random.default_rng(0), LENGTHS, 40)
+    towers = model(batch)
+    users = model.user(batch.clicks, batch.lengths).numpy()
+    items = model.item(batch.candidates.ravel()).numpy()
+    expected = np.mean([user.numpy() @ item.numpy().T for user, item in towers], axis=0)
+    np.testing.assert_allclose(users @ items.T, expected, atol=1e-6)
+    for loss in (nets.PairwiseHingeLoss(), ):
+        singles = [loss([member], batch)[0].numpy() for member in towers]
+        np.testing.assert_allclose(loss(towers, batch)[0].numpy(), np.mean(singles, axis=0),
+                                   atol=1e-6)
 
 
 def test_dropout_is_one_of_training():
@@ -180,7 +198,7 @@ def test_an_item_is_the_sum_of_its_tokens():
     table = model.embedding.weight.numpy()
     got = model.item(np.array([3, 7, 7, 5]), np.array([3, 1])).numpy()
     sums = np.stack([table[3] + 2 * table[7], table[5]])
-    hidden = sums @ model.item_fc.weight.numpy() + model.item_fc.bias.numpy()
+    hidden = sums @ model.members[0].item_fc.weight.numpy() + model.members[0].item_fc.bias.numpy()
     np.testing.assert_allclose(got, hidden / np.linalg.norm(hidden, axis=1, keepdims=True),
                                atol=1e-6)
     np.testing.assert_allclose(model.item(np.array([5])).numpy(), got[1:], atol=1e-6)
@@ -195,7 +213,7 @@ def test_hinge_loss_by_hand():
 def test_hinge_loss_of_several_negatives_is_their_mean():
     model = make_model()
     batch = paired(np.random.default_rng(0), LENGTHS, 40, num=3)
-    losses, correct = nets.PairwiseHingeLoss(0.8)(*model(batch), batch)
+    losses, correct = nets.PairwiseHingeLoss(0.8)(model(batch), batch)
     user = model.user(batch.clicks, batch.lengths).numpy()
     cos = np.einsum("bh,bnh->bn", user, model.item(batch.candidates.ravel()).numpy().reshape(
         len(LENGTHS), 4, -1))
@@ -220,7 +238,7 @@ def test_with_all_items_as_negatives_the_sampled_softmax_is_the_full_one():
     candidates, log_inclusion = negatives.candidates(random, batch.positive)
     batch = batch._replace(candidates=candidates, log_inclusion=log_inclusion)
     assert len(candidates) == 40
-    losses, _ = nets.SampledSoftmaxLoss(5.0)(*model(batch), batch)
+    losses, _ = nets.SampledSoftmaxLoss(5.0)(model(batch), batch)
     np.testing.assert_allclose(losses.numpy(), full_softmax(model, batch, 5.0), atol=1e-5)
 
 
@@ -247,8 +265,8 @@ def test_the_correction_has_the_sum_over_all_items_as_its_expectation():
             candidates = np.union1d(np.flatnonzero(random.random(40) < inclusion), positive)
             one = reader.Batch(batch.clicks[begin:begin + n], batch.lengths[i:i + 1], positive,
                                candidates, np.log(inclusion[candidates]).astype(np.float32), n)
-            losses, _ = loss(paddle.to_tensor(users[begin:begin + n]),
-                             paddle.gather(items, paddle.to_tensor(candidates)), one)
+            losses, _ = loss([(paddle.to_tensor(users[begin:begin + n]),
+                               paddle.gather(items, paddle.to_tensor(candidates)))], one)
             total[begin:begin + n] += np.exp(losses.numpy() + own[begin:begin + n])
     assert len(session) == 6
     np.testing.assert_allclose(total / draws, np.exp(full_softmax(model, batch, scale) + own),
@@ -286,7 +304,7 @@ def test_gradients_agree_with_finite_differences(parts, loss, make_batch, num):
     batch = make_batch(random, LENGTHS, 40, num)
 
     def mean_loss():
-        return paddle.mean(loss(*model(batch), batch)[0])
+        return paddle.mean(loss(model(batch), batch)[0])
 
     mean_loss().backward()
     gradients = {name: dense_gradient(p) for name, p in model.named_parameters()}
@@ -311,7 +329,7 @@ def test_gradients_agree_with_finite_differences(parts, loss, make_batch, num):
 def test_the_gradient_of_the_table_is_sparse(loss, make_batch):
     model = make_model()
     batch = make_batch(np.random.default_rng(0), [2, 1], 40, 4)
-    paddle.mean(loss(*model(batch), batch)[0]).backward()
+    paddle.mean(loss(model(batch), batch)[0]).backward()
     assert model.embedding.weight.grad.is_selected_rows()
     changed = np.abs(dense_gradient(model.embedding.weight)).sum(1) > 0
     assert set(np.flatnonzero(changed)) <= set(batch.ids())
@@ -322,7 +340,7 @@ def test_the_gradient_of_the_table_is_sparse(loss, make_batch):
     (dict(pooling="mean"), "pooling is one of"), (dict(item_encoder="x"), "item_encoder is one"),
     (dict(user_encoder="bow", pooling="max_last"), "one of a GRU's states"),
     (dict(item_encoder="tied"), "item_encoder tied needs"),
-    (dict(pooling="max_last_click"), "pooling max_last_click needs")])
+    (dict(pooling="max_last_clicks"), "pooling max_last_clicks needs")])
 def test_architectures_that_do_not_exist(parts, words):
     with pytest.raises(ValueError, match=words):
         nets.SequenceSemanticRetrieval(5, 4, 3, **parts)

@@ -225,7 +225,7 @@ def test_ranks_are_those_of_brute_force(in_sample, positions, user_encoder, monk
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_collapsed_model_does_not_look_good(in_sample, value, capsys):
     run_train("--epochs", 1)
-    checkpoint_with("model_output", item_fc__weight=np.full((8, 8), value, np.float32))
+    checkpoint_with("model_output", members__0__item_fc__weight=np.full((8, 8), value, np.float32))
     infer.main([])
     assert "all labels:80 recall@20:0.0000 mrr@20:0.0000" in capsys.readouterr().out
 

@@ -1,0 +1,82 @@
+"""What each part of the strong recipe is worth: recall and MRR on a validation split, with one part
+at a time replaced, several seeds each.
+
+    python benchmarks/bench_ablation.py --train_files train.txt -- --epochs 3
+
+Whatever follows -- goes to train.py. The last tenth of the lines of the training files, which are
+in the order of time, is the validation split: every click but the first of a session is predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+
+import common
+import numpy as np
+
+ROWS = {
+    "the strong recipe": [],
+    "`--targets last`": ["--targets", "last"],
+    "`--loss hinge --num_negatives 20`": ["--loss", "hinge", "--num_negatives", "20"],
+    "`--num_negatives 0`: the batch's targets only": ["--num_negatives", "0"],
+    "`--num_negatives 500`": ["--num_negatives", "500"],
+    "`--neg_alpha 0`": ["--neg_alpha", "0"],
+    "`--neg_alpha 1`": ["--neg_alpha", "1"],
+    "`--scale 8`": ["--scale", "8"],
+    "`--pooling max`": ["--pooling", "max"],
+    "`--pooling max_last`": ["--pooling", "max_last"],
+    "`--item_encoder fc`": ["--item_encoder", "fc"],
+    "`--dropout 0`": ["--dropout", "0"],
+    "`--optimizer adagrad --base_lr 0.05`": ["--optimizer", "adagrad", "--base_lr", "0.05"],
+    "`--lr_schedule constant`": ["--lr_schedule", "constant"],
+    "`--members 2`": ["--members", "2"],
+}
+
+
+def split(files, work):
+    """Writes the last tenth of all lines apart from the rest. Returns the two paths."""
+    lines = [line for path in files for line in open(path, encoding="utf-8")]
+    cut = len(lines) * 9 // 10
+    paths = [os.path.join(work, name) for name in ("train.txt", "valid.txt")]
+    for path, part in zip(paths, (lines[:cut], lines[cut:])):
+        with open(path, "w", encoding="utf-8") as f:
+            f.writelines(part)
+    return paths
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    cut = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train_files", nargs="+", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args(argv[:cut])
+    print("| one change | recall@20 | seeds apart | mrr@20 | seeds apart | s an epoch |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as work:
+        train, valid = split(args.train_files, work)
+        common.run_script("preprocess.py", "sessions", "--train_files", train, "--test_files",
+                          valid, "--output_dir", f"{work}/data")
+        for name, flags in ROWS.items():
+            results = []
+            for seed in range(args.seeds):
+                common.run_script(
+                    "train.py", "--recipe", "strong", "--train_dir", f"{work}/data/train_data",
+                    "--valid_dir", f"{work}/data/test_data", "--vocab_path",
+                    f"{work}/data/vocab.txt", "--model_dir", f"{work}/model", "--seed", seed,
+                    "--print_batch", 1000, *flags, *argv[cut + 1:])
+                with open(f"{work}/model/metrics.jsonl", encoding="utf-8") as f:
+                    last = json.loads(f.readlines()[-1])
+                results.append([last[key] for key in
+                                ("valid_recall@20", "valid_mrr@20", "seconds")])
+            mean, apart = np.mean(results, axis=0), np.ptp(results, axis=0)
+            print("| %s | %.4f | %.4f | %.4f | %.4f | %.1f |"
+                  % (name, mean[0], apart[0], mean[1], apart[1], mean[2]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
