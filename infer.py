@@ -32,8 +32,8 @@ def parse_args(argv=None):
     add("--test_dir", default="test_data", help="directory of session files")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items")
     add("--model_dir", default="model_output", help="where train.py saved epoch_N")
-    add("--start_index", type=positive, default=1, help="first epoch to evaluate")
-    add("--last_index", type=positive, default=10, help="last epoch to evaluate")
+    add("--start_index", type=positive, help="first epoch to evaluate (1)")
+    add("--last_index", type=positive, help="last epoch to evaluate (10)")
     add("--best", action="store_true", help="evaluate the epoch that was the best on train.py's "
         "--valid_dir, in place of --start_index to --last_index")
     add("--use_cuda", type=utils.number(int, 0, 1), default=0, help="1 for a GPU")
@@ -51,6 +51,9 @@ def parse_args(argv=None):
     add("--items_path", default="items.txt",
         help="raw ids and texts for --output, where the file exists")
     args = parser.parse_args(argv)
+    if args.best and (args.start_index or args.last_index):
+        parser.error("--best names the epoch: leave out --start_index and --last_index")
+    args.start_index, args.last_index = args.start_index or 1, args.last_index or 10
     if args.last_index < args.start_index:
         parser.error(f"--last_index {args.last_index} is below --start_index {args.start_index}")
     return args

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 
@@ -54,6 +55,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train_files", nargs="+", required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", type=int, default=range(len(ROWS)),
+                        help="numbers of the rows to make, from 0 on; all when not given")
     args = parser.parse_args(argv[:cut])
     print("| one change | recall@20 | seeds apart | mrr@20 | seeds apart | s an epoch |")
     print("|---|---|---|---|---|---|")
@@ -61,18 +64,21 @@ def main(argv=None):
         train, valid = split(args.train_files, work)
         common.run_script("preprocess.py", "sessions", "--train_files", train, "--test_files",
                           valid, "--output_dir", f"{work}/data")
-        for name, flags in ROWS.items():
+        for name, flags in [list(ROWS.items())[number] for number in args.rows]:
             results = []
             for seed in range(args.seeds):
+                paths = ["--vocab_path", f"{work}/data/vocab.txt", "--model_dir", f"{work}/model"]
                 common.run_script(
-                    "train.py", "--recipe", "strong", "--train_dir", f"{work}/data/train_data",
-                    "--valid_dir", f"{work}/data/test_data", "--vocab_path",
-                    f"{work}/data/vocab.txt", "--model_dir", f"{work}/model", "--seed", seed,
-                    "--print_batch", 1000, *flags, *argv[cut + 1:])
+                    "train.py", *paths, "--recipe", "strong", "--train_dir",
+                    f"{work}/data/train_data", "--seed", seed, "--print_batch", 1000, *flags,
+                    *argv[cut + 1:])
                 with open(f"{work}/model/metrics.jsonl", encoding="utf-8") as f:
                     last = json.loads(f.readlines()[-1])
-                results.append([last[key] for key in
-                                ("valid_recall@20", "valid_mrr@20", "seconds")])
+                out, _, _ = common.run_script(
+                    "infer.py", *paths, "--test_dir", f"{work}/data/test_data", "--positions",
+                    "all", "--start_index", last["epoch"], "--last_index", last["epoch"])
+                found = re.search(r"all labels:\d+ recall@20:(\S+) mrr@20:(\S+)", out).groups()
+                results.append([*map(float, found), last["seconds"]])
             mean, apart = np.mean(results, axis=0), np.ptp(results, axis=0)
             print("| %s | %.4f | %.4f | %.4f | %.4f | %.1f |"
                   % (name, mean[0], apart[0], mean[1], apart[1], mean[2]), flush=True)

@@ -13,6 +13,7 @@ import pytest
 
 import evaluation
 import infer
+import plot_metrics
 import reader
 import train
 import utils
@@ -164,6 +165,122 @@ def test_a_new_run_replaces_the_epochs_of_an_older_one(in_sample):
     run_train("--epochs", 3)
     run_train("--epochs", 2)
     assert utils.checkpoint_epochs("model_output") == [1, 2]
+
+
+# --- the strong recipe, validation, metrics -------------------------------------------------------
+
+STRONG = ["--recipe", "strong", "--num_negatives", "50", "--batch_size", "16"]
+
+
+def test_the_strong_recipe_learns_more_than_the_default(in_sample, capsys):
+    recalls = []
+    for flags in ([], STRONG):
+        assert train.main(["--epochs", "5", "--embedding_dim", "32", "--hidden_size", "32",
+                           *flags]) == 0
+        infer.main(["--start_index", "5"])
+        recalls.append(float(re.search(r"all labels:\d+ recall@20:(\S+)",
+                                       capsys.readouterr().out).group(1)))
+    assert recalls[1] > recalls[0] > 0
+
+
+def test_flags_go_before_the_recipe(in_sample):
+    args, _ = train.parse_args(["--recipe", "strong", "--dropout", "0.1"])
+    assert (args.loss, args.targets, args.dropout, args.batch_size) == ("softmax", "all", 0.1, 128)
+    args, _ = train.parse_args([])
+    assert (args.loss, args.targets, args.base_lr, args.batch_size) == ("hinge", "last", 0.01, 50)
+
+
+@pytest.mark.parametrize("flags", [
+    STRONG, [*STRONG, "--members", "2"], [*STRONG, "--lr_schedule", "constant"],
+    ["--loss", "hinge", "--num_negatives", "3", "--neg_alpha", "0.5", "--targets", "all"]])
+def test_resume_equals_no_interruption_with_other_recipes(in_sample, flags):
+    assert run_train(*flags, "--epochs", 3, "--model_dir", "whole") == 0
+    run_train(*flags, "--epochs", 3, "--model_dir", "parts")
+    utils.remove_checkpoints("parts", after=1)
+    assert train.main(["--resume", "--model_dir", "parts"]) == 0  # flags and epochs are known
+    assert_same_state(state("whole", 3), state("parts", 3))
+    assert_same_state(state("whole", 3, ".pdopt"), state("parts", 3, ".pdopt"))
+
+
+def test_the_rate_falls_to_a_hundredth(in_sample):
+    args, _ = train.parse_args(["--recipe", "strong", "--epochs", "2"])
+    rates = []
+
+    class Optimizer:
+        set_lr = rates.append
+    for epoch in (1, 2):
+        list(train.with_linear_rate(range(4), 4, epoch, args, Optimizer))
+    assert rates[0] == 0.004
+    np.testing.assert_allclose(np.diff(rates), -0.004 * 0.99 / 8)
+
+
+def test_validation_marks_the_best_epoch_and_ends_the_training(in_sample, capsys, monkeypatch):
+    found = iter([(0.1, 0.0), (0.3, 0.1), (0.2, 0.9), (0.3, 0.2), (0.9, 0.9)])
+    monkeypatch.setattr(train.utils, "recall_mrr", lambda ranks, k: next(found))
+    flags = ["--valid_dir", "test_data", "--patience", "2"]
+    assert run_train(*flags, "--epochs", 9) == 0
+    assert "no higher recall@20 for 2 epochs: training ends" in capsys.readouterr().out
+    assert utils.checkpoint_epochs("model_output") == [1, 2, 3, 4]
+    assert utils.load_meta("model_output", 4)["best"] == {"epoch": 2, "recall": 0.3}
+    assert [line["valid_recall@20"] for line in utils.read_metrics("model_output/metrics.jsonl")] \
+        == [0.1, 0.3, 0.2, 0.3]
+    # What was the best is known after a resumption too.
+    utils.remove_checkpoints("model_output", after=3)
+    found = iter([(0.2, 0.0)])
+    assert run_train(*flags, "--resume") == 0
+    assert utils.load_meta("model_output", 4)["best"]["epoch"] == 2
+    monkeypatch.undo()
+    assert infer.main(["--model_dir", str(in_sample / "model_output"), "--best", "--test_dir",
+                       str(in_sample / "test_data"), "--vocab_path",
+                       str(in_sample / "vocab.txt")]) == 0
+    assert re.findall(r"^model:\S+/epoch_(\d+) ", capsys.readouterr().out, re.M) == ["2"]
+
+
+def test_validation_is_what_infer_says_and_changes_nothing(in_sample, capsys):
+    run_train("--epochs", 2, "--model_dir", "without")
+    run_train("--epochs", 2, "--valid_dir", "test_data")
+    assert_same_state(state("without", 2), state("model_output", 2))
+    capsys.readouterr()
+    infer.main(["--start_index", "2"])
+    said = re.search(r"all labels:\d+ recall@20:(\S+) mrr@20:(\S+)", capsys.readouterr().out)
+    line = utils.read_metrics("model_output/metrics.jsonl")[-1]
+    assert line["valid_recall@20"] == pytest.approx(float(said.group(1)), abs=1e-4)
+    assert line["valid_mrr@20"] == pytest.approx(float(said.group(2)), abs=1e-4)
+
+
+def test_metrics_of_a_new_run_replace_older_ones(in_sample):
+    run_train("--epochs", 3)
+    run_train("--epochs", 2)
+    lines = utils.read_metrics("model_output/metrics.jsonl")
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[1]["avg_cost"] == utils.load_meta("model_output", 2)["metrics"]["avg_cost"]
+
+
+def test_a_plot_of_the_metrics(in_sample, capsys):
+    assert plot_metrics.main([]) == 1
+    assert "metrics.jsonl holds no epoch" in capsys.readouterr().err
+    run_train("--epochs", 2, "--valid_dir", "test_data")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        assert plot_metrics.main([]) == 1
+        assert "pip install matplotlib" in capsys.readouterr().err
+        return
+    assert plot_metrics.main([]) == 0
+    with open("metrics.png", "rb") as f:
+        assert f.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--best"], "no epoch that was trained with train.py --valid_dir"),
+    (["--best", "--start_index", "2"], "leave out")])
+def test_best_needs_validation(in_sample, capsys, flags, words):
+    run_train("--epochs", 1)
+    try:
+        assert infer.main(flags) == 1
+    except SystemExit as end:
+        assert end.code == 2
+    assert words in capsys.readouterr().err
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -329,7 +446,9 @@ def test_training_errors(in_sample, capsys, prepare, flags, message):
 @pytest.mark.parametrize("flags", [
     ["--epochs", "0"], ["--batch_size", "-1"], ["--use_cuda", "2"], ["--base_lr", "nan"],
     ["--seed", "-1"], ["--max_len", "0"], ["--num_devices", "2"], ["--user_encoder", "lstm"],
-    ["--enable_ce", "--seed", "3"], ["--base_lr", "fast"],
+    ["--enable_ce", "--seed", "3"], ["--base_lr", "fast"], ["--patience", "2"],
+    ["--num_negatives", "0"], ["--scale", "3"], ["--pooling", "max_last", "--user_encoder", "bow"],
+    ["--recipe", "strong", "--hidden_size", "64"], ["--dropout", "1"], ["--members", "0"],
 ])
 def test_flags_out_of_range_or_contradictory(flags, capsys):
     with pytest.raises(SystemExit) as error:
