@@ -37,6 +37,7 @@ RECALL_AT = 20
 RECALL = 0.985  # what an approximate search is set to, unless told otherwise
 POINTS_PER_LIST = 64  # vectors that k-means looks at, per list: more take longer and change little
 ROWS_AT_A_TIME = 1 << 14
+SAVE_AFTER = 1000  # changed rows, or a twentieth of all if that is more: opening stays quick
 
 SCHEMA = """
 CREATE TABLE items (
@@ -134,9 +135,7 @@ def building(path, overwrite=False):
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}") from error
     try:
-        if os.path.exists(os.path.join(path, "current")) and not overwrite:
-            raise StoreError(f"there is an index in {path}: give another --index_dir, or "
-                             "--overwrite to replace it")
+        _check_target(path, overwrite)
         directory = tempfile.mkdtemp(prefix="build-", dir=path)
         try:
             yield directory
@@ -153,6 +152,16 @@ def building(path, overwrite=False):
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         os.close(lock)
+
+
+def _check_target(path, overwrite):
+    names = os.listdir(path)
+    if "current" in names and not overwrite:
+        raise StoreError(f"there is an index in {path}: give another --index_dir, or --overwrite "
+                         "to replace it")
+    if "current" not in names and any(not name.startswith("build-") for name in names):
+        raise StoreError(f"{path} holds something else than an index: give an --index_dir of its "
+                         "own")
 
 
 def _publish(path, directory):
@@ -647,8 +656,7 @@ class Store:
                     self._writes.execute("ROLLBACK")
                 raise
             self._catch_up()
-            # A tenth of a second of catching up for whoever opens it, at most.
-            if self._lag > max(1000, len(self._vectors) // 20):
+            if self._lag > max(SAVE_AFTER, len(self._vectors) // 20):
                 self._save()
 
     def _save(self):
