@@ -117,9 +117,13 @@ def _read_lines(path):
         with open(0 if path == "-" else path, encoding="utf-8-sig", closefd=path != "-") as f:
             lines = f.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ItemError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") \
-            from error
+        reason = getattr(error, "strerror", None) or error
+        raise ItemError(f"cannot read {_name(path)}: {reason}") from error
     return [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _name(path):
+    return "standard input" if path == "-" else path
 
 
 def read_items(path):
@@ -132,7 +136,7 @@ def read_items(path):
         try:
             check_item(items[-1])
         except ItemError as error:
-            raise ItemError(f"{path}, line {number}: {error}") from None
+            raise ItemError(f"{_name(path)}, line {number}: {error}") from None
     return items
 
 
@@ -242,8 +246,9 @@ class Index:
     store: what is underneath (store.Store): counts, settings of the search, all candidates
     """
 
-    def __init__(self, store, encoder):
-        self.store, self._encoder = store, encoder
+    def __init__(self, opened, encoder):
+        """opened: a store.Store; encoder: the Encoder of the model that made its vectors"""
+        self.store, self._encoder = opened, encoder
 
     @classmethod
     def open(cls, path, writable=False):

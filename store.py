@@ -288,7 +288,7 @@ class Flat:
 
     def put(self, keys, vectors):
         """keys: <int64>[n], each once; vectors: <float32>[n, dim]"""
-        places = np.array([self.places.get(key, -1) for key in keys.tolist()])
+        places = np.array([self.places.get(key, -1) for key in keys.tolist()], np.int64)
         old, new = places >= 0, np.flatnonzero(places < 0)
         self._matrix()[places[old]] = vectors[old]
         self.places.update(zip(keys[new].tolist(), range(len(self), len(self) + len(new))))
@@ -400,9 +400,14 @@ def _save(db, directory, vectors, change):
     is complete."""
     name = f"vectors-{change}-{secrets.token_hex(4)}.faiss"
     path = os.path.join(directory, name)
-    faiss.write_index(vectors.index, path)
-    _sync(path)
-    _sync(directory)
+    try:
+        faiss.write_index(vectors.index, path)
+        _sync(path)
+        _sync(directory)
+    except (OSError, RuntimeError) as error:  # the latter is what faiss raises
+        with contextlib.suppress(OSError):
+            os.remove(path)
+        raise StoreError(f"cannot write {path}: {error}") from error
     snapshot = {"name": name, "change": change, "checksum": _checksum(path)}
     _set(db, "snapshot", json.dumps(snapshot))
     for other in os.listdir(directory):
@@ -664,9 +669,8 @@ class Store:
             self._vectors.compact()
         try:
             _save(self._writes, self.directory, self._vectors, self.change)
-        except (OSError, RuntimeError, sqlite3.Error) as error:  # the change itself is safe
-            logger.warning("cannot write the faiss file in %s (%s): opening the index will take "
-                           "longer", self.directory, error)
+        except (StoreError, OSError, sqlite3.Error) as error:  # the change itself is safe
+            logger.warning("%s; opening the index will take longer", error)
         self._lag = 0
 
 
@@ -678,10 +682,11 @@ def reindex(path, ivf_above=100_000, nlist=None, nprobe=None):
     nprobe: how many of them a search looks into; what a recall of 0.985 takes when not given
     Raises StoreError.
     """
-    directory = _current(path)
+    _current(path)  # complains where there is none
     lock = _lock(path)
-    file = os.path.join(directory, "items.sqlite")
     try:
+        directory = _current(path)
+        file = os.path.join(directory, "items.sqlite")
         with _told(file), contextlib.closing(_connect(file)) as db:
             dim = _get(db, "dim")
             vectors = _train(db, dim, _stack([_get(db, "probes")], dim), ivf_above, nlist, nprobe)
