@@ -35,4 +35,4 @@ $(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) model_output cluster_model cluster_logs recommendations.tsv
+	rm -rf $(VENV) model_output cluster_model cluster_logs recommendations.tsv index vectors.parquet

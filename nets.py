@@ -58,6 +58,52 @@ def time_major(lengths):
     return starts[slot] + step, sizes.tolist()
 
 
+def packed_gru(x, w_ih, w_hh_t, b_ih, b_hh, lengths):
+    """The forward pass of PackedGRU, and what its gradients need.
+
+    x: <float32>[clicks, dim], w_ih: [3 hidden, dim], w_hh_t: [hidden, 3 hidden], b_ih, b_hh:
+    [3 hidden], all of numpy; lengths: <int64>[batch]
+    returns the state after each click and the maximum of the states of its sequence up to it,
+    numpy <float32>[clicks, hidden] each, in the order of x; then the intermediate values
+    """
+    rows, sizes = time_major(lengths)
+    hidden = len(w_hh_t)
+    x = x[rows]
+    gates = x @ w_ih.T
+    gates += b_ih
+    gates[:, :2 * hidden] += b_hh[:2 * hidden]
+    candidate = gates[:, 2 * hidden:]  # becomes c in place
+    gates = gates[:, :2 * hidden]  # becomes r, z in place
+    recurrent = np.empty_like(candidate)  # h W_hc + b_hc
+    before = np.zeros_like(candidate)  # h of the step before
+    state = np.empty_like(candidate)
+    top = np.empty_like(candidate)
+    start, previous = 0, None
+    for n in sizes:
+        now = slice(start, start + n)
+        rz, c, h = gates[now], candidate[now], before[now]
+        if previous is None:
+            recurrent[now] = b_hh[2 * hidden:]
+        else:
+            h[:] = state[previous:previous + n]
+            product = h @ w_hh_t
+            rz += product[:, :2 * hidden]
+            np.add(product[:, 2 * hidden:], b_hh[2 * hidden:], out=recurrent[now])
+        _sigmoid(rz)
+        c += rz[:, :hidden] * recurrent[now]
+        np.tanh(c, out=c)
+        new = np.subtract(h, c, out=state[now])
+        new *= rz[:, hidden:]
+        new += c
+        if previous is None:
+            top[now] = new
+        else:
+            np.maximum(new, top[previous:previous + n], out=top[now])
+        start, previous = start + n, start
+    return (_scatter(state, rows), _scatter(top, rows),
+            (x, gates, candidate, recurrent, before, state, top, rows, sizes))
+
+
 class PackedGRU(PyLayer):
     """The equations of paddle.nn.GRU on a CPU, without padding, with the running maximum.
 
@@ -77,49 +123,16 @@ class PackedGRU(PyLayer):
         b_ih, b_hh: [3 hidden] (reset, update, candidate), lengths: numpy <int64>[batch]
         returns <float32>[clicks, hidden] twice: the state after each click, and the maximum of
         the states of its sequence up to it."""
-        rows, sizes = time_major(lengths)
         x, w_ih, w_hh, b_ih, b_hh = (t.numpy() for t in (x, w_ih, w_hh, b_ih, b_hh))
-        hidden = w_hh.shape[1]
-        x = x[rows]
-        gates = x @ w_ih.T
-        gates += b_ih
-        gates[:, :2 * hidden] += b_hh[:2 * hidden]
-        candidate = gates[:, 2 * hidden:]  # becomes c in place
-        gates = gates[:, :2 * hidden]  # becomes r, z in place
-        recurrent = np.empty_like(candidate)  # h W_hc + b_hc
-        before = np.zeros_like(candidate)  # h of the step before
-        state = np.empty_like(candidate)
-        top = np.empty_like(candidate)
-        w_hh_t = np.ascontiguousarray(w_hh.T)
-        start, previous = 0, None
-        for n in sizes:
-            now = slice(start, start + n)
-            rz, c, h = gates[now], candidate[now], before[now]
-            if previous is None:
-                recurrent[now] = b_hh[2 * hidden:]
-            else:
-                h[:] = state[previous:previous + n]
-                product = h @ w_hh_t
-                rz += product[:, :2 * hidden]
-                np.add(product[:, 2 * hidden:], b_hh[2 * hidden:], out=recurrent[now])
-            _sigmoid(rz)
-            c += rz[:, :hidden] * recurrent[now]
-            np.tanh(c, out=c)
-            new = np.subtract(h, c, out=state[now])
-            new *= rz[:, hidden:]
-            new += c
-            if previous is None:
-                top[now] = new
-            else:
-                np.maximum(new, top[previous:previous + n], out=top[now])
-            start, previous = start + n, start
-        ctx.saved = x, w_ih, w_hh, gates, candidate, recurrent, before, state, top, rows, sizes
+        state, top, between = packed_gru(x, w_ih, np.ascontiguousarray(w_hh.T), b_ih, b_hh,
+                                         lengths)
+        ctx.saved = w_ih, w_hh, between
         ctx.set_materialize_grads(False)
-        return tuple(paddle.to_tensor(_scatter(values, rows)) for values in (state, top))
+        return paddle.to_tensor(state), paddle.to_tensor(top)
 
     @staticmethod
     def backward(ctx, d_state, d_top):
-        x, w_ih, w_hh, gates, c, recurrent, before, state, top, rows, sizes = ctx.saved
+        w_ih, w_hh, (x, gates, c, recurrent, before, state, top, rows, sizes) = ctx.saved
         hidden = w_hh.shape[1]
         r, z = gates[:, :hidden], gates[:, hidden:]
         d_h = np.zeros_like(c) if d_state is None else d_state.numpy()[rows]
@@ -241,6 +254,15 @@ class GrnnEncoder(nn.Layer):
                           weight_hh_attr=_xavier(f"{param_name}.w_hh"),
                           bias_ih_attr=_zero(f"{param_name}.b_ih"),
                           bias_hh_attr=_zero(f"{param_name}.b_hh"))
+        self.frozen = None
+
+    def freeze(self):
+        """Keeps the weights as packed_gru takes them: fetching them costs as much as the GRU of a
+        single session. From here on the parameters must not change."""
+        gru = self.gru
+        w_ih, w_hh, b_ih, b_hh = (t.numpy() for t in (
+            gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0))
+        self.frozen = w_ih, np.ascontiguousarray(w_hh.T), b_ih, b_hh
 
     def forward(self, emb, lengths, every_prefix=False):
         """emb: <float32>[clicks, dim], sequences end to end; lengths: numpy <int64>[batch]
@@ -252,6 +274,9 @@ class GrnnEncoder(nn.Layer):
         return pooled if every_prefix else last_rows(pooled, lengths)
 
     def _packed(self, emb, lengths):
+        if self.frozen:
+            state, top, _ = packed_gru(emb.numpy(), *self.frozen, lengths)
+            return paddle.to_tensor(state), paddle.to_tensor(top)
         gru = self.gru
         return PackedGRU.apply(emb, gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0,
                                gru.bias_hh_l0, lengths)
@@ -444,6 +469,14 @@ class SequenceSemanticRetrieval(nn.Layer):
         # parameters, so that evaluation and retrieval know which ones those are.
         if paddle.in_dynamic_mode():  # a static graph has parameters only
             self.register_buffer("item_clicks", paddle.zeros([vocab_size], "int32"))
+
+    def freeze(self):
+        """For many small questions, from several threads too: no gradients, and the weights of
+        the GRU at hand. From here on the parameters must not change."""
+        for parameter in self.parameters():
+            parameter.stop_gradient = True
+        if isinstance(self.user_encoder, GrnnEncoder):
+            self.user_encoder.freeze()
 
     def user(self, clicks, lengths, every_prefix=False):
         """The vectors of sessions.
