@@ -475,8 +475,9 @@ class SequenceSemanticRetrieval(nn.Layer):
         the GRU at hand. From here on the parameters must not change."""
         for parameter in self.parameters():
             parameter.stop_gradient = True
-        if isinstance(self.user_encoder, GrnnEncoder):
-            self.user_encoder.freeze()
+        for towers in self.members:
+            if isinstance(towers.user_encoder, GrnnEncoder):
+                towers.user_encoder.freeze()
 
     def user(self, clicks, lengths, every_prefix=False):
         """The vectors of sessions.
