@@ -2,12 +2,16 @@
 
     python benchmarks/bench_train.py
     python benchmarks/bench_train.py --num_items 17376 1000000 --batch_size 50
+    python benchmarks/bench_train.py --batch_size 128 -- --recipe strong
+
+Whatever follows -- goes to train.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import time
 
 import common  # noqa: F401
@@ -19,16 +23,17 @@ import reader
 import train
 
 
-def steps_per_second(num_items, batch_size, num_steps, sessions):
+def steps_per_second(num_items, flags, num_steps, sessions):
     """Of train.py's own step, on sessions like those of the sample."""
     items, offsets = sessions
     dataset = reader.YoochooseDataset(items, offsets, num_items)
-    args, _ = train.parse_args(["--batch_size", str(batch_size)])
+    args, _ = train.parse_args(flags)
     with paddle.utils.unique_name.guard():
         model, optimizer = train.build(args, dataset)
-    step = train.make_step(model, train.PairwiseHingeLoss(), optimizer)
+    loss, negatives = train.build_objective(args, dataset)
+    step = train.make_step(model, loss, optimizer)
     batches = itertools.chain.from_iterable(
-        dataset.train(batch_size, seed=0, epoch=epoch) for epoch in itertools.count(1))
+        train.epoch_batches(dataset, args, epoch, negatives)[0] for epoch in itertools.count(1))
     rates = []
     for _ in range(4):  # the first round is the warm-up
         begin = time.perf_counter()
@@ -39,18 +44,21 @@ def steps_per_second(num_items, batch_size, num_steps, sessions):
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    cut = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num_items", type=int, nargs="+", default=[17376, 1000000])
     parser.add_argument("--batch_size", type=int, default=50)
     parser.add_argument("--num_steps", type=int, default=300)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv[:cut])
+    flags = ["--batch_size", str(args.batch_size), *argv[cut + 1:]]
     print(f"Paddle {paddle.__version__}, batch {args.batch_size}, one core")
     print("| items | sessions/s | ms a step | against the first |")
     print("|---|---|---|---|")
     first = None
     for num_items in args.num_items:
         sessions = make_sample.make_sessions(50000, num_items, seed=0)
-        rate = steps_per_second(num_items, args.batch_size, args.num_steps, sessions)
+        rate = steps_per_second(num_items, flags, args.num_steps, sessions)
         first = first or rate
         print(f"| {num_items} | {rate * args.batch_size:.0f} | {1e3 / rate:.2f} | "
               f"{first / rate:.2f} |")

@@ -165,7 +165,8 @@ def test_last_click_and_mean_are_added_to_what_the_states_give():
     expected = towers.user_fc(towers.user_encoder(emb, lengths)).numpy()
     expected += gains[0] * last + gains[1] * mean
     np.testing.assert_allclose(model.user(clicks, lengths).numpy(),
-                               expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+                               expected / np.linalg.norm(expected, axis=1, keepdims=True),
+                               atol=1e-5)
 
 
 def test_the_cosine_of_an_ensemble_is_the_mean_of_its_members():
@@ -176,10 +177,9 @@ def test_the_cosine_of_an_ensemble_is_the_mean_of_its_members():
     items = model.item(batch.candidates.ravel()).numpy()
     expected = np.mean([user.numpy() @ item.numpy().T for user, item in towers], axis=0)
     np.testing.assert_allclose(users @ items.T, expected, atol=1e-6)
-    for loss in (nets.PairwiseHingeLoss(), ):
-        singles = [loss([member], batch)[0].numpy() for member in towers]
-        np.testing.assert_allclose(loss(towers, batch)[0].numpy(), np.mean(singles, axis=0),
-                                   atol=1e-6)
+    loss = nets.PairwiseHingeLoss()
+    singles = [loss([member], batch)[0].numpy() for member in towers]
+    np.testing.assert_allclose(loss(towers, batch)[0].numpy(), np.mean(singles, axis=0), atol=1e-6)
 
 
 def test_dropout_is_one_of_training():
@@ -256,7 +256,6 @@ def test_the_correction_has_the_sum_over_all_items_as_its_expectation():
     draws = 3000
     loss = nets.SampledSoftmaxLoss(scale)
     # Other sessions' targets are there as often as any item: here each row is a batch of its own.
-    session = [0, 0, 0, 1, 2, 2]
     starts = [0, 3, 4]
     items = model.item(np.arange(40))
     for i, (begin, n) in enumerate(zip(starts, batch.lengths)):
@@ -268,7 +267,6 @@ def test_the_correction_has_the_sum_over_all_items_as_its_expectation():
             losses, _ = loss([(paddle.to_tensor(users[begin:begin + n]),
                                paddle.gather(items, paddle.to_tensor(candidates)))], one)
             total[begin:begin + n] += np.exp(losses.numpy() + own[begin:begin + n])
-    assert len(session) == 6
     np.testing.assert_allclose(total / draws, np.exp(full_softmax(model, batch, scale) + own),
                                rtol=0.02)
 
