@@ -36,4 +36,4 @@ $(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
 
 clean:
 	rm -rf $(VENV) model_output cluster_model cluster_logs index recommendations.tsv metrics.png \
-	    vectors.parquet index vectors.parquet
+	    vectors.parquet
