@@ -397,8 +397,9 @@ def build(args):
                 for item, bag, vector in zip(items, bags, encoder.items(bags))]
         made_by = os.path.join(os.path.basename(os.path.abspath(args.model_dir)), f"epoch_{epoch}")
         details = {"model": made_by, "epoch": epoch, "digest": digest(model_dir, epoch, meta)}
-        store.create(directory, sizes["hidden_size"], rows, details, make_probes(encoder, bags),
-                     args.ivf_above, args.nlist, args.nprobe)
+        probes = make_probes(encoder, bags)
+        store.create(directory, probes.shape[1], rows, details, probes, args.ivf_above, args.nlist,
+                     args.nprobe)
     return info(args)
 
 

@@ -312,7 +312,6 @@ class Flat:
             (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64))
 
 
-
 class Ivf:
     """Approximate: the vectors lie in lists around centroids and a search looks into the nearest
     few. A hash table tells in which list a key is, so a change costs what its list is long."""

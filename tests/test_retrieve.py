@@ -407,6 +407,22 @@ def test_token_ids(tmp_path):
 # --- commands -------------------------------------------------------------------------------------
 
 
+def test_an_ensemble_has_an_index(in_sample):
+    assert train.main(["--recipe", "strong", "--members", "2", "--epochs", "1", "--embedding_dim",
+                       "8", "--hidden_size", "8", "--num_negatives", "20"]) == 0
+    assert retrieve.main(["build"]) == 0
+    model = evaluation.load_model("model_output", 1, utils.load_meta("model_output", 1))
+    known = model.item_clicks.numpy() > 0
+    user = model.user(np.array([3, 5]), np.array([2]))
+    items, scores = evaluation.Ranker(model, known).top(user, 5)
+    with open("items.txt", encoding="utf-8") as f:
+        names = [line.rstrip("\n").split("\t")[0] for line in f]
+    with Index.open("index") as index:
+        hits = index.query([names[3], names[5]], k=5, exclude_session=False).hits
+    assert ids_of(hits) == [names[item] for item in items[0]]
+    np.testing.assert_allclose([hit.score for hit in hits], scores[0], atol=1e-6)
+
+
 def test_commands(built, capsys):
     def run(*argv):
         assert retrieve.main(list(argv)) == 0
