@@ -39,16 +39,17 @@ CE_SEED = 102  # of continuous evaluation, as it always was
 # from there.
 MODEL_FLAGS = ("embedding_dim", "hidden_size", "user_encoder", "pooling", "item_encoder", "dropout",
                "members")
-RUN_FLAGS = ("recipe", "base_lr", "batch_size", "num_devices", "max_len", "seed", "enable_ce", "step_num",
-             "targets", "loss", "num_negatives", "neg_alpha", "scale", "optimizer", "lr_schedule")
+RUN_FLAGS = ("recipe", "base_lr", "batch_size", "num_devices", "max_len", "seed", "enable_ce",
+             "step_num", "targets", "loss", "num_negatives", "neg_alpha", "scale", "optimizer",
+             "lr_schedule")
 
 # What --recipe sets where no flag says otherwise: the training of the retired scripts, and the one
 # of the highest recall (benchmarks/README.md has what each part is worth).
 RECIPES = {
     "faithful": dict(
         targets="last", loss="hinge", num_negatives=1, neg_alpha=0.0, scale=16.0, pooling="max",
-        item_encoder="fc", dropout=0.0, members=1, optimizer="adagrad", lr_schedule="constant", base_lr=0.01,
-        batch_size=50, epochs=10, max_len=None, embedding_dim=128, hidden_size=128),
+        item_encoder="fc", dropout=0.0, members=1, optimizer="adagrad", lr_schedule="constant",
+        base_lr=0.01, batch_size=50, epochs=10, max_len=None, embedding_dim=128, hidden_size=128),
     "strong": dict(
         targets="all", loss="softmax", num_negatives=2000, neg_alpha=0.5, scale=16.0,
         pooling="max_last_clicks", item_encoder="tied", dropout=0.25, members=1, optimizer="adam",
@@ -362,7 +363,7 @@ def train_epochs(args, run, model, optimizer, group=None):
     loss, negatives = build_objective(args, run.dataset)
     step = make_step(model, loss, optimizer, exchange)
     record = Record(args, run) if rank == 0 else None
-    total_time = 0.0
+    total_time = mean_time = 0.0
     acc = float("nan")
     for epoch in range(run.done + 1, args.epochs + 1):
         print(f"epoch_{epoch} start")
@@ -376,8 +377,8 @@ def train_epochs(args, run, model, optimizer, group=None):
         seconds = time.time() - begin
         total_time += seconds
         # The mean of the epochs so far, as the retired script had it.
-        print("epoch:%d num_steps:%d time_cost(s):%f" % (epoch, num_steps,
-                                                         total_time / (epoch - run.done)))
+        mean_time = total_time / (epoch - run.done)
+        print("epoch:%d num_steps:%d time_cost(s):%f" % (epoch, num_steps, mean_time))
         print(f"epoch:{epoch} avg_cost:{cost:.6f} acc:{acc:.4f} "
               f"sessions/s:{sessions * world_size / seconds:.0f}"
               + (f" communication:{exchange.seconds / total_time:.0%}" if exchange else ""))
@@ -387,7 +388,7 @@ def train_epochs(args, run, model, optimizer, group=None):
             print(f"no higher recall@{VALID_K} for {args.patience} epochs: training ends")
             break
     if args.enable_ce:
-        print_kpis(args, total_time / max(1, args.epochs - run.done), acc)
+        print_kpis(args, mean_time, acc)
 
 
 def all_agree(stop, event, group):
@@ -398,7 +399,8 @@ def all_agree(stop, event, group):
     if group is None:
         return stop
     group.wait_for_first(event)
-    return float(group.mean([paddle.to_tensor([float(bool(stop))])])[0]) > 0
+    said, = group.mean([paddle.to_tensor(float(bool(stop)))])
+    return float(said) > 0
 
 
 class Record:

@@ -236,6 +236,17 @@ def test_validation_marks_the_best_epoch_and_ends_the_training(in_sample, capsys
     assert re.findall(r"^model:\S+/epoch_(\d+) ", capsys.readouterr().out, re.M) == ["2"]
 
 
+def test_the_kpis_of_a_training_that_ended_early_are_those_of_its_epochs(in_sample, capsys,
+                                                                        monkeypatch):
+    monkeypatch.setattr(train.utils, "recall_mrr", lambda ranks, k: (0.5, 0.5))
+    assert run_train("--enable_ce", "--valid_dir", "test_data", "--patience", 1) == 0
+    out = capsys.readouterr().out
+    assert utils.checkpoint_epochs("model_output") == [1, 2]
+    cost = re.findall(r"time_cost\(s\):(\S+)", out)[-1]
+    kpi = re.search(r"each_pass_duration_cpu1_thread1\t(\S+)", out).group(1)
+    assert float(kpi) == pytest.approx(float(cost), abs=1e-6)
+
+
 def test_validation_is_what_infer_says_and_changes_nothing(in_sample, capsys):
     run_train("--epochs", 2, "--model_dir", "without")
     run_train("--epochs", 2, "--valid_dir", "test_data")
