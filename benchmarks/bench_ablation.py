@@ -9,11 +9,9 @@ in the order of time, is the validation split: every click but the first of a se
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
-import sys
 import tempfile
 
 import common
@@ -50,14 +48,12 @@ def split(files, work):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    cut = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser, own_flags, train_flags = common.parser_and_flags(__doc__.splitlines()[0], argv)
     parser.add_argument("--train_files", nargs="+", required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", type=int, default=range(len(ROWS)),
                         help="numbers of the rows to make, from 0 on; all when not given")
-    args = parser.parse_args(argv[:cut])
+    args = parser.parse_args(own_flags)
     print("| one change | recall@20 | seeds apart | mrr@20 | seeds apart | s an epoch |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
@@ -71,7 +67,7 @@ def main(argv=None):
                 common.run_script(
                     "train.py", *paths, "--recipe", "strong", "--train_dir",
                     f"{work}/data/train_data", "--seed", seed, "--print_batch", 1000, *flags,
-                    *argv[cut + 1:])
+                    *train_flags)
                 with open(f"{work}/model/metrics.jsonl", encoding="utf-8") as f:
                     last = json.loads(f.readlines()[-1])
                 out, _, _ = common.run_script(

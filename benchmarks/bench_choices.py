@@ -24,7 +24,8 @@ import reader
 import train
 
 
-def sorted_batches(dataset, batch_size, seed, epoch, max_len=None, rank=0, world_size=1):
+def sorted_batches(dataset, batch_size, seed, epoch, negatives, targets, max_len=None, rank=0,
+                   world_size=1):
     """As YoochooseDataset.train on one rank, but sessions of a length are put together: a chunk
     of 100 batches is sorted by length and cut, then its batches are shuffled."""
     random = np.random.default_rng([seed, epoch])
@@ -35,10 +36,7 @@ def sorted_batches(dataset, batch_size, seed, epoch, max_len=None, rank=0, world
         chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
         batches = np.split(chunk, range(batch_size, len(chunk), batch_size))
         for number in random.permutation(len(batches)):
-            chosen = batches[number]
-            negative = random.integers(0, dataset.vocab_size - 1, len(chosen))
-            negative += negative >= dataset.items[dataset.offsets[chosen + 1] - 1]
-            yield dataset._batch(chosen, max_len, negative)
+            yield dataset._batch(batches[number], targets, max_len, negatives, random)
 
 
 def paddles_values(ours):

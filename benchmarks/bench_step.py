@@ -7,11 +7,10 @@ Whatever follows -- goes to train.py.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 
-import common  # noqa: F401
+import common
 import paddle
 from paddle import profiler
 
@@ -51,13 +50,11 @@ def phases(batches, model, loss, optimizer):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    cut = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser, own_flags, train_flags = common.parser_and_flags(__doc__.splitlines()[0], argv)
     parser.add_argument("--train_dir", default="train_data")
     parser.add_argument("--vocab_path", default="vocab.txt")
-    own = parser.parse_args(argv[:cut])
-    args, _ = train.parse_args(argv[cut + 1:])
+    own = parser.parse_args(own_flags)
+    args, _ = train.parse_args(train_flags)
     dataset = reader.construct_train_data(own.train_dir, own.vocab_path)
     model, optimizer = train.build(args, dataset)
     loss, negatives = train.build_objective(args, dataset)
@@ -70,7 +67,9 @@ def main(argv=None):
     print("| phase | ms a step |\n|---|---|")
     for name, value in [*found.items(), ("all", sum(found.values()))]:
         print(f"| {name} | {value:.2f} |")
-    with profiler.Profiler(targets=[profiler.ProfilerTarget.CPU]) as profile:
+    # Left to itself the profiler writes a trace of some megabytes to the directory it runs in.
+    with profiler.Profiler(targets=[profiler.ProfilerTarget.CPU],
+                           on_trace_ready=lambda _: None) as profile:
         for batch, _ in zip(batches, range(50)):
             paddle.mean(loss(model(batch), batch)[0]).backward()
             optimizer.step()

@@ -9,12 +9,10 @@ Whatever follows -- goes to train.py.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
 import time
 
-import common  # noqa: F401
+import common
 import numpy as np
 import paddle
 
@@ -44,14 +42,12 @@ def steps_per_second(num_items, flags, num_steps, sessions):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    cut = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser, own_flags, train_flags = common.parser_and_flags(__doc__.splitlines()[0], argv)
     parser.add_argument("--num_items", type=int, nargs="+", default=[17376, 1000000])
     parser.add_argument("--batch_size", type=int, default=50)
     parser.add_argument("--num_steps", type=int, default=300)
-    args = parser.parse_args(argv[:cut])
-    flags = ["--batch_size", str(args.batch_size), *argv[cut + 1:]]
+    args = parser.parse_args(own_flags)
+    flags = ["--batch_size", str(args.batch_size), *train_flags]
     print(f"Paddle {paddle.__version__}, batch {args.batch_size}, one core")
     print("| items | sessions/s | ms a step | against the first |")
     print("|---|---|---|---|")

@@ -33,15 +33,20 @@ def run_script(script, *flags):
     return text, time.time() - begin, usage.ru_maxrss * 1024
 
 
-def parse_recall_args(description, argv=None):
-    """For benchmarks of recall: (parser to add flags to, flags for it, flags for train.py), the
-    latter behind a -- of their own."""
+def parser_and_flags(description, argv=None):
+    """(parser to add flags to, flags for it, flags for train.py), the latter behind a -- of their
+    own."""
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(description=description)
+    return argparse.ArgumentParser(description=description), argv[:cut], argv[cut + 1:]
+
+
+def parse_recall_args(description, argv=None):
+    """For benchmarks of recall, which take files: as parser_and_flags."""
+    parser, own_flags, train_flags = parser_and_flags(description, argv)
     parser.add_argument("--train_files", nargs="+", required=True)
     parser.add_argument("--test_files", nargs="+", required=True)
-    return parser, argv[:cut], argv[cut + 1:]
+    return parser, own_flags, train_flags
 
 
 def timed(function, repeats):
