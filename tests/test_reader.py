@@ -13,7 +13,8 @@ def write(directory, **files):
     directory.mkdir(exist_ok=True)
     for name, content in files.items():
         mode = "wb" if isinstance(content, bytes) else "w"
-        with open(directory / f"{name}.txt", mode, **({} if mode == "wb" else {"newline": ""})) as f:
+        newline = None if mode == "wb" else ""
+        with open(directory / f"{name}.txt", mode, newline=newline) as f:
             f.write(content)
     return str(directory)
 
@@ -28,8 +29,8 @@ BLANKS = st.text(" \t\v\f", max_size=2)
 
 
 @settings(deadline=None, max_examples=150)
-@given(SESSIONS, BLANKS, st.sampled_from([" ", "\t", "  ", " \t "]), st.sampled_from(["\n", "\r\n"]),
-       st.booleans(), st.booleans(), st.integers(8, 64))
+@given(SESSIONS, BLANKS, st.sampled_from([" ", "\t", "  ", " \t "]),
+       st.sampled_from(["\n", "\r\n"]), st.booleans(), st.booleans(), st.integers(8, 64))
 def test_reads_back_what_was_written(tmp_path_factory, sessions, blank, between, newline, bom, last,
                                      block):
     """Whatever the white space, the end of the lines, the last newline, the mark at the start and
