@@ -1,7 +1,6 @@
 # make demo      install the CPU build, train on the sample, evaluate, show recommendations
 # make test      install what the tests need and run the fast ones
-# make test-all  the slow ones too: they start clusters and kill processes. Training has a process
-#                of its own: after all other tests in one, Paddle 3.3.1 refuses its own int32
+# make test-all  the slow ones too: they start clusters and kill processes
 # make clean     remove what these made
 
 PYTHON ?= python3
@@ -23,8 +22,7 @@ test: $(VENV)/installed-tests
 	$(VENV)/bin/python -m pytest -q
 
 test-all: $(VENV)/installed-tests
-	$(VENV)/bin/python -m pytest -q -m "" tests/test_train.py
-	$(VENV)/bin/python -m pytest -q -m "" --ignore tests/test_train.py
+	$(VENV)/bin/python -m pytest -q -m ""
 
 $(VENV)/installed: requirements-cpu.txt
 	$(PYTHON) -m venv $(VENV)

@@ -208,7 +208,8 @@ def build(args, dataset):
     paddle.seed(args.seed)
     model = SequenceSemanticRetrieval(dataset.vocab_size,
                                       **{name: getattr(args, name) for name in MODEL_FLAGS})
-    model.item_clicks.set_value(dataset.item_clicks())
+    # As a tensor: from an array Paddle 3 takes the type of the IR in use, which may have changed.
+    model.item_clicks.set_value(paddle.to_tensor(dataset.item_clicks()))
     if args.optimizer == "adam":
         optimizer = paddle.optimizer.Adam(args.base_lr, parameters=model.parameters(),
                                           lazy_mode=True)

@@ -302,7 +302,7 @@ def checkpoint_with(model_dir, **parameters):
     meta = utils.load_meta(model_dir, 1)
     model = evaluation.load_model(model_dir, 1, meta)
     for name, value in parameters.items():
-        model.state_dict()[name.replace("__", ".")].set_value(value)
+        model.state_dict()[name.replace("__", ".")].set_value(paddle.to_tensor(value))
     utils.save_checkpoint(model_dir, 1, model, {}, meta)
 
 
