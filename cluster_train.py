@@ -593,8 +593,8 @@ def train_epochs(args, dataset, model, cluster, peers):
     for epoch in range(1, args.epochs + 1):
         print(f"epoch_{epoch} start")
         begin = time.time()
-        batches, num_steps = train.epoch_batches(dataset, args, epoch, negatives, args.trainer_id,
-                                                 args.trainers)
+        batches, num_steps = train.epoch_batches(dataset, args, epoch, negatives,
+                                                 rank=args.trainer_id, world_size=args.trainers)
         seen = np.zeros(dataset.vocab_size, bool)
         result = train.train_epoch(cluster.step, note(batches, seen), num_steps, args.print_batch,
                                    epoch)

@@ -31,6 +31,28 @@ def load_model(model_dir, epoch, meta):
     return model
 
 
+class Items:
+    """The items of a model.
+
+    model: SequenceSemanticRetrieval
+    content: reader.ItemContent, None for a model whose items are their ids
+    has_vector: <bool>[V], for which items there is a vector: those that were clicked in training
+        or have content
+    clicked: <bool>[V], which items were clicked in training
+    """
+
+    def __init__(self, model, content=None):
+        self.model, self.content = model, content
+        self.clicked = model.item_clicks.numpy() > 0
+        self.has_vector = self.clicked if content is None else content.has_vector
+
+    def embed(self, ids):
+        """What the towers take (nets): <float32>[items, members * dim] for ids <int64>[items]."""
+        if self.content is None:
+            return self.model.embed(ids)
+        return self.model.embed(*self.content.bags(ids))
+
+
 class Queries(NamedTuple):
     """What is asked, the same for every epoch of a run.
 
@@ -53,11 +75,16 @@ class Queries(NamedTuple):
     positions: np.ndarray
     skipped: int
 
+    def select(self, chosen):
+        """Some of the queries. chosen: <bool>[queries]"""
+        return self._replace(**{name: getattr(self, name)[chosen] for name in
+                                ("labels", "sources", "sessions", "positions")})
 
-def make_queries(dataset, known, positions):
-    """Cuts the sessions into sequences and labels and skips clicks on unknown items.
 
-    known: <bool>[V], whether an item has a vector
+def make_queries(dataset, has_vector, positions):
+    """Cuts the sessions into sequences and labels and skips clicks on items without a vector.
+
+    has_vector: <bool>[V]
     positions: "last" for one query a session, "all" for one at each click but the first
     """
     items = np.asarray(dataset.items, np.int64)
@@ -69,7 +96,7 @@ def make_queries(dataset, known, positions):
     else:
         label_at = last
     inputs = np.delete(np.arange(len(items)), last)
-    kept = inputs[known[items[inputs]]]
+    kept = inputs[has_vector[items[inputs]]]
     # A sequence ends at the last kept click before its label, if that is of the same session.
     sources = np.searchsorted(kept, label_at) - 1
     begin = np.searchsorted(kept, starts)
@@ -79,21 +106,20 @@ def make_queries(dataset, known, positions):
 
 
 class Ranker:
-    """Ranks all items with a vector for the sequences of sessions.
+    """Ranks the candidates for the sequences of sessions.
 
-    model: SequenceSemanticRetrieval
-    known: <bool>[V], which items have a vector
+    items: Items
+    candidates: <bool>[V], all of which have a vector
     """
 
-    def __init__(self, model, known):
-        self.model = model
-        self.candidates = np.flatnonzero(known)
+    def __init__(self, items, candidates):
+        self.candidates = np.flatnonzero(candidates)
         chunks = np.array_split(self.candidates, -(-len(self.candidates) // CLICKS_AT_A_TIME))
-        vectors = paddle.concat([model.item(chunk) for chunk in chunks])
+        vectors = paddle.concat([items.model.encode_item(items.embed(chunk)) for chunk in chunks])
         self.vectors = vectors
         self.by_column = vectors.t().contiguous()  # as the product reads it
         # Where an item stands among the candidates; only meaningful for those.
-        self.place = np.cumsum(known) - 1
+        self.place = np.cumsum(candidates) - 1
 
     def rank(self, users, labels):
         """1 + the candidates that score as high as the label or higher.
@@ -127,7 +153,7 @@ class Ranker:
             yield start, paddle.matmul(users, self.by_column[:, start:start + width])
 
 
-def encode(model, queries, batch_size):
+def encode(items, queries, batch_size):
     """Yields (indices of queries, their user vectors <float32>[n, hidden]), at most batch_size at
     a time, for all queries whose sequence is not empty, in order."""
     ends = np.cumsum(queries.lengths)
@@ -141,7 +167,8 @@ def encode(model, queries, batch_size):
         begin, stop = ends[first] - lengths[0], ends[end - 1]
         if begin == stop:
             continue
-        vectors = model.user(queries.clicks[begin:stop], lengths[lengths > 0], every_prefix=True)
+        emb = items.embed(queries.clicks[begin:stop])
+        vectors = items.model.encode_user(emb, lengths[lengths > 0], every_prefix=True)
         inside = asked[slice(*np.searchsorted(sources, [begin, stop]))]
         for chunk in np.split(inside, range(batch_size, len(inside), batch_size)):
             yield chunk, paddle.gather(vectors,
@@ -149,17 +176,19 @@ def encode(model, queries, batch_size):
 
 
 @paddle.no_grad()
-def evaluate(model, queries, known, batch_size, top=None):
-    """The rank of each query's label, 0 where it has none: <int64>[queries].
+def evaluate(items, queries, candidates, batch_size, top=None):
+    """The rank of each query's label among the candidates, 0 where it has none: <int64>[queries].
 
+    items: Items
+    candidates: <bool>[V], all of which have a vector
     top: called with (indices of queries, their user vectors, the Ranker), if given
     """
-    ranker = Ranker(model, known)
+    ranker = Ranker(items, candidates)
     ranks = np.zeros(len(queries.labels), np.int64)
     with tqdm(total=len(ranks), unit="query", leave=False,
               disable=not sys.stderr.isatty()) as bar:
-        for chunk, users in encode(model, queries, batch_size):
-            rankable = known[queries.labels[chunk]]
+        for chunk, users in encode(items, queries, batch_size):
+            rankable = candidates[queries.labels[chunk]]
             if rankable.any():
                 rows = paddle.gather(users, paddle.to_tensor(np.flatnonzero(rankable)))
                 chosen = chunk[rankable]

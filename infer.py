@@ -3,6 +3,7 @@
     python infer.py --test_dir test_data --use_cuda 0 --batch_size 50 --model_dir model_output
     python infer.py --start_index 10 --topk 5 20 --positions all
     python infer.py --start_index 10 --output top.tsv --items_path items.txt
+    python infer.py --start_index 10 --candidates unknown    # a model of train.py --item_tokens
 
 How items are ranked, and what has no vector: evaluation.py.
 """
@@ -46,6 +47,10 @@ def parse_args(argv=None):
         help="the K of recall@K and MRR@K, several allowed")
     add("--positions", choices=("last", "all"), default="last",
         help="predict the last click of each line, or every click after the first")
+    add("--item_tokens", default="item_tokens.txt", metavar="FILE",
+        help="for a model that was trained with it: line i is the tokens of item i")
+    add("--candidates", choices=("all", "unknown"), default="all", help="rank all items with a "
+        "vector, or those that were not clicked in training; labels beyond are not asked for")
     add("--output", default=None, metavar="FILE",
         help="write the top items of each query, as tab-separated text")
     add("--items_path", default="items.txt",
@@ -114,18 +119,38 @@ def find_epochs(args, vocab_size):
     return found
 
 
-def print_metrics(path, queries, ranks, known, topk, seconds):
+def load_items(args, epoch, meta):
+    """The evaluation.Items of a checkpoint. Raises DataError, SetupError."""
+    model = evaluation.load_model(args.model_dir, epoch, meta)
+    if not model.num_tokens:
+        return evaluation.Items(model)
+    tokens = reader.load_item_tokens(args.item_tokens, model.vocab_size, model.num_tokens)
+    return evaluation.Items(model, reader.ItemContent(model.item_clicks.numpy() > 0, tokens))
+
+
+def choose_candidates(which, items):
+    """<bool>[V]: "all" with a vector, or those "unknown" to training. Raises SetupError."""
+    if which == "all":
+        return items.has_vector
+    chosen = items.has_vector & ~items.clicked
+    if not chosen.any():
+        raise utils.SetupError("--candidates unknown: no item without a training click has a "
+                               "vector; content gives one (train.py --item_tokens)")
+    return chosen
+
+
+def print_metrics(path, queries, ranks, items, topk, seconds):
     """The retired script's line, then everything else."""
     print("model:%s recall@20:%.3f time_cost(s):%.2f"
           % (path, utils.recall_mrr(ranks, 20)[0], seconds))
-    is_known = known[queries.labels]
+    is_known, has_vector = items.clicked[queries.labels], items.has_vector[queries.labels]
     for name, chosen in (("all", slice(None)), ("known", is_known), ("unknown", ~is_known)):
         metrics = (f"recall@{k}:{recall:.4f} mrr@{k}:{mrr:.4f}" for k in topk
                    for recall, mrr in [utils.recall_mrr(ranks[chosen], k)])
         print(f"  {name} labels:{len(ranks[chosen])}", *metrics)
-    print(f"  not rankable, counted as misses: {np.count_nonzero(~is_known)} labels without a "
-          f"vector, {np.count_nonzero(is_known & (queries.sources < 0))} sequences without a "
-          f"known click; clicks skipped: {queries.skipped}")
+    print(f"  not rankable, counted as misses: {np.count_nonzero(~has_vector)} labels without a "
+          f"vector, {np.count_nonzero(has_vector & (queries.sources < 0))} sequences without a "
+          f"click on an item that has one; clicks skipped: {queries.skipped}")
     print(f"  queries/s:{len(ranks) / seconds:.0f}", flush=True)
 
 
@@ -156,14 +181,16 @@ def infer(args, file=None):
     names = read_names(args.items_path, dataset.vocab_size) if file else None
     for epoch, meta in epochs:
         begin = time.time()
-        model = evaluation.load_model(args.model_dir, epoch, meta)
-        known = model.item_clicks.numpy() > 0
-        queries = evaluation.make_queries(dataset, known, args.positions)
+        items = load_items(args, epoch, meta)
+        candidates = choose_candidates(args.candidates, items)
+        queries = evaluation.make_queries(dataset, items.has_vector, args.positions)
+        if args.candidates != "all":
+            queries = queries.select(candidates[queries.labels])
         top = None
         if file:
             top = TopWriter(file, queries, names, max(args.topk), epoch)
-        ranks = evaluation.evaluate(model, queries, known, args.batch_size, top)
-        print_metrics(f"{args.model_dir}/epoch_{epoch}", queries, ranks, known, args.topk,
+        ranks = evaluation.evaluate(items, queries, candidates, args.batch_size, top)
+        print_metrics(f"{args.model_dir}/epoch_{epoch}", queries, ranks, items, args.topk,
                       time.time() - begin)
     return 0
 

@@ -447,20 +447,22 @@ class SequenceSemanticRetrieval(nn.Layer):
     dropout: share of the entries of the clicks' embeddings that are zeroed in training
     members: an ensemble of so many models, each with a table and towers of its own. Their vectors,
         side by side, are one vector, whose cosine is the mean of theirs.
+    num_tokens: tokens T of the items' content, 0 for none; token t is the row V + t of the table
     """
 
     def __init__(self, vocab_size, embedding_dim=128, hidden_size=128, user_encoder="gru",
-                 pooling="max", item_encoder="fc", dropout=0.0, members=1):
+                 pooling="max", item_encoder="fc", dropout=0.0, members=1, num_tokens=0):
         super().__init__()
         check_architecture(embedding_dim, hidden_size, user_encoder, pooling, item_encoder)
         self.vocab_size = vocab_size
+        self.num_tokens = num_tokens
         # Parameters keep their names in every model of a process: Paddle files the optimizer's
         # state under them.
         with paddle.utils.unique_name.guard():
             # Sparse: a step touches the rows of its batch only, however large the catalogue is.
             # One table of all members: one look-up and one update.
-            self.embedding = nn.Embedding(vocab_size, members * embedding_dim, sparse=True,
-                                          weight_attr=_xavier("emb.item"))
+            self.embedding = nn.Embedding(vocab_size + num_tokens, members * embedding_dim,
+                                          sparse=True, weight_attr=_xavier("emb.item"))
             self.item_encoder = BowEncoder()
             self.members = nn.LayerList([
                 Towers(embedding_dim, hidden_size, user_encoder, pooling, item_encoder, dropout,
@@ -489,20 +491,26 @@ class SequenceSemanticRetrieval(nn.Layer):
         """
         return self.encode_user(self.embed(clicks), lengths, every_prefix)
 
-    def item(self, tokens, lengths=None):
-        """The vectors of items: <float32>[items, members * hidden] of length 1. tokens, lengths: as
+    def item(self, rows, lengths=None):
+        """The vectors of items: <float32>[items, members * hidden] of length 1. rows, lengths: as
         in embed."""
-        return self.encode_item(self.embed(tokens, lengths))
+        return self.encode_item(self.embed(rows, lengths))
 
-    def embed(self, tokens, lengths=None):
-        """What both towers begin with: the bag of the tokens of each item.
+    def embed(self, rows, lengths=None, place=None):
+        """What both towers begin with: the embedding of each item, the bag of its rows.
 
-        tokens: numpy <int64>[tokens], rows of the table, items end to end; lengths: numpy
-        <int64>[items], or None where every item is one token, its own id
+        rows: numpy <int64>[rows] of the table, bags end to end
+        lengths: numpy <int64>[bags], or None where every item is one row, its own id
+        place: numpy <int64>[items], the bag of each item; None for one each, in order
         returns <float32>[items, members * dim]
         """
-        emb = self.embedding(paddle.to_tensor(tokens))
-        return emb if lengths is None else self.item_encoder(emb, lengths)
+        return self.compose(self.embedding(paddle.to_tensor(rows)), lengths, place)
+
+    def compose(self, emb, lengths=None, place=None):
+        """embed, from the rows themselves: <float32>[rows, members * dim]."""
+        if lengths is not None:
+            emb = self.item_encoder(emb, lengths)
+        return emb if place is None else paddle.gather(emb, paddle.to_tensor(place))
 
     def encode_user(self, emb, lengths, every_prefix=False):
         """The user tower from what embed returns for the clicks; otherwise as user."""
@@ -517,11 +525,13 @@ class SequenceSemanticRetrieval(nn.Layer):
         """The towers of a reader.Batch: for each member users <float32>[targets, hidden] and items
         <float32>[candidates, hidden], all of length 1."""
         # One look-up for both towers: one gradient of the table to merge instead of three.
-        return self.towers(self.embed(batch.ids()), batch)
+        return self.towers(self.embedding(paddle.to_tensor(batch.rows())), batch)
 
     def towers(self, emb, batch):
-        """As forward, from what embed returns for batch.ids(): where something happens between the
-        look-up and the towers."""
+        """As forward, from the rows of batch.rows(): where something happens between the look-up
+        and the towers."""
+        if batch.bags is not None:
+            emb = self.compose(emb, batch.bags.lengths, batch.bags.place)
         clicks, candidates = paddle.split(emb, [len(batch.clicks), batch.candidates.size])
         return [(member.user(click_part, batch.lengths, batch.every_prefix), member.item(part))
                 for (member, click_part), (_, part) in zip(self._parts(clicks),

@@ -39,6 +39,19 @@ class DataError(ValueError):
     """A fault in the user's data; its message says in which file and line, and what to do."""
 
 
+class Bags(NamedTuple):
+    """What some items are made of, each different one once.
+
+    rows: <int64>[rows], rows of the table, the bags end to end
+    lengths: <int64>[bags], rows of each, at least 1
+    place: <int64>[items], which bag is that of an item
+    """
+
+    rows: np.ndarray
+    lengths: np.ndarray
+    place: np.ndarray
+
+
 class Batch(NamedTuple):
     """Some sessions, cut into what was clicked and what is to be predicted.
 
@@ -52,8 +65,9 @@ class Batch(NamedTuple):
     log_inclusion: <float32>[n] with shared candidates, else None: the logarithm of the probability
         that a candidate is one
     num_targets: targets of the batches of all ranks
-    touched: <int64>[ids], the items that the batches of all ranks hold, ascending, each once; None
-        where there is one rank. Every rank knows them without asking the others.
+    bags: what the items are made of, for ids() (Bags); None where each is a row of the table
+    touched: <int64>[rows], the rows of the table that the batches of all ranks need, ascending,
+        each once; None where there is one rank. Every rank knows them without asking the others.
     """
 
     clicks: np.ndarray
@@ -62,6 +76,7 @@ class Batch(NamedTuple):
     candidates: np.ndarray
     log_inclusion: Optional[np.ndarray]
     num_targets: int
+    bags: Optional[Bags] = None
     touched: Optional[np.ndarray] = None
 
     @property
@@ -73,19 +88,25 @@ class Batch(NamedTuple):
         """<int64>[clicks + candidates]: clicks and candidates, end to end."""
         return np.concatenate([self.clicks, self.candidates.ravel()])
 
+    def rows(self):
+        """<int64>[rows]: the rows of the table that the embeddings of ids() are made of."""
+        return self.ids() if self.bags is None else self.bags.rows
+
 
 class PairedNegatives:
     """Each target gets negatives of its own, never itself.
 
     dataset: whose items are drawn
     num: negatives of a target
-    alpha: an item is drawn with a probability ~ clicks^alpha; 0 for all V alike
+    alpha: an item is drawn with a probability ~ clicks^alpha; 0 for all alike
+    clicked_only: whether items without a click are never drawn with an alpha of 0 either. Where
+        items have content, being a negative teaches that content.
     """
 
-    def __init__(self, dataset, num=1, alpha=0.0):
+    def __init__(self, dataset, num=1, alpha=0.0, clicked_only=False):
         self.num = num
         self.vocab_size = dataset.vocab_size
-        self.draw = _Draw(dataset.item_clicks(), alpha) if alpha else None
+        self.draw = _Draw(dataset.item_clicks(), alpha) if alpha or clicked_only else None
 
     def candidates(self, random, positive):
         """<int64>[targets, 1 + num], the target first, and None."""
@@ -195,7 +216,7 @@ class YoochooseDataset:
         return whole + (world_size == 1 and rest > 0)
 
     def train(self, batch_size, seed, epoch, negatives=None, targets="last", max_len=None,
-              rank=0, world_size=1) -> Iterator[Batch]:
+              content=None, rank=0, world_size=1) -> Iterator[Batch]:
         """Batches of one epoch, in an order that depends on (seed, epoch) alone.
 
         The global batch of batch_size * world_size sessions and its candidates are the same
@@ -205,6 +226,7 @@ class YoochooseDataset:
         negatives: PairedNegatives or SharedNegatives; not given, one uniform negative a target
         targets: "last", the last click of a session is predicted; "all", every click but the first
         max_len: the newest clicks that are kept of a sequence, None for all
+        content: ItemContent, None where an item is its own id
         """
         negatives = negatives or PairedNegatives(self)
         random = np.random.default_rng([seed, epoch])
@@ -213,7 +235,11 @@ class YoochooseDataset:
         for step in range(self.num_steps(batch_size, world_size)):
             chosen = order[step * size:(step + 1) * size]
             batch = self._batch(chosen, targets, max_len, negatives, random)
-            yield batch if world_size == 1 else _part(batch, negatives, rank, world_size)
+            dropped = content and content.draw_dropped(random, batch.ids())
+            if world_size > 1:
+                rows = with_bags(batch, content, dropped).rows()
+                batch = _part(batch, negatives, rank, world_size)._replace(touched=np.unique(rows))
+            yield with_bags(batch, content, dropped)
 
     def _batch(self, chosen, targets, max_len, negatives, random):
         starts, last = self.offsets[chosen], self.offsets[chosen + 1] - 1
@@ -234,8 +260,12 @@ def _part(batch, negatives, rank, world_size):
     targets = clicks if batch.every_prefix else mine
     return batch._replace(clicks=batch.clicks[clicks], lengths=batch.lengths[mine],
                           positive=batch.positive[targets],
-                          candidates=negatives.of_rank(batch.candidates, targets),
-                          touched=np.unique(batch.ids()))
+                          candidates=negatives.of_rank(batch.candidates, targets))
+
+
+def with_bags(batch, content, dropped):
+    """A batch with its bags. dropped: of the ids, see ItemContent.bags"""
+    return batch if content is None else batch._replace(bags=content.bags(batch.ids(), dropped))
 
 
 def get_vocab_size(vocab_path):
@@ -403,15 +433,49 @@ class ItemTokens(NamedTuple):
     offsets: np.ndarray
     num_tokens: int
 
-    def bags(self, items):
-        """The tokens of some items, end to end, and how many each has.
 
-        items: <int64>[items] -> (tokens <int64>[n], lengths <int64>[items])
-        """
-        items = np.asarray(items, np.int64)
-        starts = self.offsets[items]
+
+class ItemContent:
+    """What the embedding of each item is made of: its own row of the table, if it was clicked in
+    training, and the rows of its tokens, V + t for token t.
+
+    clicked: <bool>[V], which items were clicked in training
+    item_tokens: ItemTokens
+    id_dropout: share of the items of a batch that leave out their own row, so that the tokens
+        learn to carry an item alone; those without a token keep it
+    """
+
+    def __init__(self, clicked, item_tokens, id_dropout=0.0):
+        self.num_tokens = item_tokens.num_tokens
+        self.id_dropout = id_dropout
+        vocab_size = len(clicked)
+        counts = np.diff(item_tokens.offsets)
+        self.own = clicked.astype(np.int64)  # rows of the item itself, the first ones of its bag
+        self.optional = clicked & (counts > 0)
+        self.offsets = np.concatenate([[0], np.cumsum(counts + self.own)])
+        self.rows = np.empty(self.offsets[-1], np.int32)
+        self.rows[self.offsets[:-1][clicked]] = np.flatnonzero(clicked)
+        self.rows[ragged_arange(self.offsets[:-1] + self.own, counts)] = (vocab_size
+                                                                         + item_tokens.tokens)
+
+    @property
+    def has_vector(self):
+        """<bool>[V]: which items are made of anything."""
+        return np.diff(self.offsets) > 0
+
+    def draw_dropped(self, random, ids):
+        """The items that leave out their own row, ascending: <int64>[items]."""
+        items = np.unique(ids)
+        return items[self.optional[items] & (random.random(len(items)) < self.id_dropout)]
+
+    def bags(self, ids, dropped=()):
+        """The Bags of ids <int64>[n], all of which have a vector. dropped: items without their own
+        row"""
+        items, place = np.unique(ids, return_inverse=True)
+        left_out = np.isin(items, dropped)  # one row each
+        starts = self.offsets[items] + left_out
         lengths = self.offsets[items + 1] - starts
-        return self.tokens[ragged_arange(starts, lengths)].astype(np.int64), lengths
+        return Bags(self.rows[ragged_arange(starts, lengths)].astype(np.int64), lengths, place)
 
 
 def load_item_tokens(path, vocab_size, num_tokens=None) -> ItemTokens:

@@ -41,7 +41,7 @@ MODEL_FLAGS = ("embedding_dim", "hidden_size", "user_encoder", "pooling", "item_
                "members")
 RUN_FLAGS = ("recipe", "base_lr", "batch_size", "num_devices", "max_len", "seed", "enable_ce",
              "step_num", "targets", "loss", "num_negatives", "neg_alpha", "scale", "optimizer",
-             "lr_schedule")
+             "lr_schedule", "id_dropout")
 
 # What --recipe sets where no flag says otherwise: the training of the retired scripts, and the one
 # of the highest recall (benchmarks/README.md has what each part is worth).
@@ -49,11 +49,11 @@ RECIPES = {
     "faithful": dict(
         targets="last", loss="hinge", num_negatives=1, neg_alpha=0.0, scale=16.0, pooling="max",
         item_encoder="fc", dropout=0.0, members=1, optimizer="adagrad", lr_schedule="constant",
-        base_lr=0.01, batch_size=50, epochs=10, max_len=None, embedding_dim=128, hidden_size=128),
+        id_dropout=0.5, base_lr=0.01, batch_size=50, epochs=10, max_len=None, embedding_dim=128, hidden_size=128),
     "strong": dict(
         targets="all", loss="softmax", num_negatives=2000, neg_alpha=0.5, scale=16.0,
         pooling="max_last_clicks", item_encoder="tied", dropout=0.25, members=1, optimizer="adam",
-        lr_schedule="linear", base_lr=0.004, batch_size=128, epochs=5, max_len=20,
+        lr_schedule="linear", id_dropout=0.5, base_lr=0.004, batch_size=128, epochs=5, max_len=20,
         embedding_dim=128, hidden_size=128),
 }
 FINAL_RATE = 0.01  # of the linear schedule, as a share of --base_lr
@@ -115,6 +115,10 @@ def add_recipe_flags(parser):
     add("--item_encoder", choices=("fc", "tied"),
         help="an item's vector: fc of its bag, or the bag itself")
     add("--dropout", type=utils.number(float, 0, 0.99), help="of the clicks' embeddings")
+    add("--item_tokens", metavar="FILE", help="line i: the tokens of item i (preprocess.py); an "
+        "item is then the bag of its tokens and, if it was clicked in training, of its own id")
+    add("--id_dropout", type=utils.number(float, 0, 1), help="share of the items of a step that "
+        "are their tokens alone, without their id")
     add("--members", type=utils.number(int, 1), help="an ensemble of so many models in one: their "
         "vectors side by side; time and memory grow likewise")
     add("--optimizer", choices=("adagrad", "adam"), help="adam updates the rows of a step only")
@@ -167,6 +171,8 @@ def check_recipe(parser, args, given):
     """Ends with an error where flags do not go together."""
     if args.loss == "hinge" and not args.num_negatives:
         parser.error("--loss hinge needs --num_negatives 1 or more")
+    if given.id_dropout is not None and not args.item_tokens:
+        parser.error("--id_dropout needs --item_tokens")
     if args.loss == "hinge" and given.scale is not None:
         parser.error("--scale is one of --loss softmax")
     if args.patience is not None and not args.valid_dir:
@@ -203,11 +209,12 @@ def restore_flags(args, given, meta):
                        "of %d", args.epochs, meta["run"]["epochs"])
 
 
-def build(args, dataset):
+def build(args, dataset, content=None):
     """The model and its optimizer, with the initial values that belong to the seed."""
     paddle.seed(args.seed)
     model = SequenceSemanticRetrieval(dataset.vocab_size,
-                                      **{name: getattr(args, name) for name in MODEL_FLAGS})
+                                      **{name: getattr(args, name) for name in MODEL_FLAGS},
+                                      num_tokens=content.num_tokens if content else 0)
     # As a tensor: from an array Paddle 3 takes the type of the IR in use, which may have changed.
     model.item_clicks.set_value(paddle.to_tensor(dataset.item_clicks()))
     if args.optimizer == "adam":
@@ -218,12 +225,13 @@ def build(args, dataset):
     return model, optimizer
 
 
-def build_objective(args, dataset):
+def build_objective(args, dataset, content=None):
     """(the loss, the negatives that it needs)."""
     if args.loss == "softmax":
         return (SampledSoftmaxLoss(args.scale),
                 reader.SharedNegatives(dataset, args.targets, args.num_negatives, args.neg_alpha))
-    return PairwiseHingeLoss(), reader.PairedNegatives(dataset, args.num_negatives, args.neg_alpha)
+    return PairwiseHingeLoss(), reader.PairedNegatives(dataset, args.num_negatives, args.neg_alpha,
+                                                       clicked_only=content is not None)
 
 
 def restore(model, optimizer, model_dir, epoch):
@@ -246,13 +254,13 @@ def make_step(model, loss, optimizer, exchange=None):
 
     def step(batch):
         if exchange is None:
-            result = forward(model.embed(batch.ids()), batch)
+            result = forward(model.embed(batch.rows()), batch)
             result[0].backward()
         else:
-            rows = exchange.look_up(batch.ids())
-            result = forward(rows, batch)
+            emb = exchange.look_up(batch.rows())
+            result = forward(emb, batch)
             result[0].backward()
-            result = exchange.reduce(rows, batch.ids(), batch.touched, result)
+            result = exchange.reduce(emb, batch.rows(), batch.touched, result)
         optimizer.step()
         optimizer.clear_grad()
         return result
@@ -289,10 +297,10 @@ def train_epoch(step, batches, num_steps, print_batch, epoch):
     return total_loss / targets, total_correct / targets, sessions
 
 
-def epoch_batches(dataset, args, epoch, negatives, rank=0, world_size=1):
+def epoch_batches(dataset, args, epoch, negatives, content=None, rank=0, world_size=1):
     """The batches of a rank in an epoch, and how many of them there are."""
     batches = dataset.train(args.batch_size, args.seed, epoch, negatives, args.targets,
-                            args.max_len, rank, world_size)
+                            args.max_len, content, rank, world_size)
     num_steps = dataset.num_steps(args.batch_size, world_size)
     if args.enable_ce:
         num_steps = min(num_steps, args.step_num)
@@ -311,11 +319,13 @@ class Run(NamedTuple):
     """What a run starts from.
 
     dataset, valid: YoochooseDataset, valid may be None
+    content: reader.ItemContent, None where items have none
     done: the last epoch that is there already, 0 for none; meta: its metadata, or None
     """
 
     dataset: reader.YoochooseDataset
     valid: Optional[reader.YoochooseDataset]
+    content: Optional[reader.ItemContent]
     done: int
     meta: Optional[dict]
 
@@ -335,7 +345,24 @@ def prepare(args, given):
         raise utils.SetupError(f"{len(dataset)} sessions are less than one step of "
                                f"{args.batch_size} on each of {args.num_devices} devices: use "
                                "fewer or a smaller --batch_size")
-    return Run(dataset, valid, done, meta)
+    return Run(dataset, valid, load_content(args, dataset, meta), done, meta)
+
+
+def load_content(args, dataset, meta=None):
+    """The reader.ItemContent that --item_tokens names, None without it.
+
+    meta: of the checkpoint to go on from, if there is one
+    Raises DataError, SetupError.
+    """
+    num_tokens = meta and meta["model"]["num_tokens"]
+    if meta and bool(num_tokens) != bool(args.item_tokens):
+        raise utils.SetupError("the checkpoint was trained "
+                               + ("with --item_tokens: give the same file" if num_tokens else
+                                  "without --item_tokens: leave it out"))
+    if not args.item_tokens:
+        return None
+    tokens = reader.load_item_tokens(args.item_tokens, dataset.vocab_size, num_tokens)
+    return reader.ItemContent(dataset.item_clicks() > 0, tokens, args.id_dropout)
 
 
 def train(args, given):
@@ -343,7 +370,7 @@ def train(args, given):
     run = prepare(args, given)
     _, world_size = parallel.rank_and_size()
     group = parallel.connect(args.use_cuda) if world_size > 1 else None
-    model, optimizer = build(args, run.dataset)
+    model, optimizer = build(args, run.dataset, run.content)
     if run.meta:
         restore(model, optimizer, args.model_dir, run.done)
         logger.info("going on from %s/epoch_%d", args.model_dir, run.done)
@@ -361,7 +388,7 @@ def train_epochs(args, run, model, optimizer, group=None):
     """Runs the epochs after those that are done. group: of all ranks, if there are several."""
     rank, world_size = parallel.rank_and_size() if group else (0, 1)
     exchange = parallel.GradientExchange(model, group) if group else None
-    loss, negatives = build_objective(args, run.dataset)
+    loss, negatives = build_objective(args, run.dataset, run.content)
     step = make_step(model, loss, optimizer, exchange)
     record = Record(args, run) if rank == 0 else None
     total_time = mean_time = 0.0
@@ -371,7 +398,8 @@ def train_epochs(args, run, model, optimizer, group=None):
         begin = time.time()
         # What is drawn in an epoch does not depend on the past.
         paddle.seed(args.seed + epoch + rank * RANK_SEEDS)
-        batches, num_steps = epoch_batches(run.dataset, args, epoch, negatives, rank, world_size)
+        batches, num_steps = epoch_batches(run.dataset, args, epoch, negatives, run.content, rank,
+                                           world_size)
         if args.lr_schedule == "linear":
             batches = with_linear_rate(batches, num_steps, epoch, args, optimizer)
         cost, acc, sessions = train_epoch(step, batches, num_steps, args.print_batch, epoch)
@@ -410,6 +438,7 @@ class Record:
     def __init__(self, args, run):
         self.args = args
         self.valid = run.valid
+        self.content = run.content
         self.done = run.done
         self.best = run.meta and run.meta.get("best")
         self.scalars = open_visualdl(args.log_dir) if args.log_dir else None
@@ -417,7 +446,7 @@ class Record:
     def add(self, epoch, model, optimizer, metrics):
         """Validates and saves an epoch. metrics: {name: number}"""
         if self.valid:
-            found = validate(model, self.valid, self.args.targets)
+            found = validate(model, self.valid, self.content, self.args.targets)
             metrics = {**metrics, **found}
             if self.best is None or found[f"valid_recall@{VALID_K}"] > self.best["recall"]:
                 self.best = {"epoch": epoch, "recall": found[f"valid_recall@{VALID_K}"]}
@@ -447,12 +476,12 @@ def open_visualdl(log_dir):
     return LogWriter(logdir=log_dir)
 
 
-def validate(model, valid, positions):
+def validate(model, valid, content, positions):
     """{name: recall or MRR} of predicting the last clicks of sessions, or all but the first."""
-    known = model.item_clicks.numpy() > 0
-    queries = evaluation.make_queries(valid, known, positions)
+    items = evaluation.Items(model, content)
+    queries = evaluation.make_queries(valid, items.has_vector, positions)
     model.eval()
-    ranks = evaluation.evaluate(model, queries, known, VALID_BATCH)
+    ranks = evaluation.evaluate(items, queries, items.has_vector, VALID_BATCH)
     model.train()
     recall, mrr = utils.recall_mrr(ranks, VALID_K)
     return {f"valid_recall@{VALID_K}": recall, f"valid_mrr@{VALID_K}": mrr}
@@ -465,7 +494,7 @@ def save(args, model, optimizer_state, epoch, metrics, best=None, **run):
     run: what else decided the outcome
     returns its path
     """
-    meta = {"model": {"vocab_size": model.vocab_size,
+    meta = {"model": {"vocab_size": model.vocab_size, "num_tokens": model.num_tokens,
                       **{name: getattr(args, name) for name in MODEL_FLAGS}},
             "run": {**{name: getattr(args, name) for name in (*RUN_FLAGS, "epochs")}, **run},
             "metrics": metrics, "best": best, "paddle": paddle.__version__}

@@ -276,8 +276,8 @@ BAGS = st.lists(st.lists(st.integers(0, 999), max_size=5), min_size=1, max_size=
 
 
 @settings(deadline=None, max_examples=100)
-@given(BAGS.filter(any), st.data(), st.sampled_from(["\n", "\r\n"]), st.integers(8, 64))
-def test_item_tokens_come_back(tmp_path_factory, bags, data, newline, block):
+@given(BAGS.filter(any), st.sampled_from(["\n", "\r\n"]), st.integers(8, 64))
+def test_item_tokens_come_back(tmp_path_factory, bags, newline, block):
     path = tmp_path_factory.mktemp("tokens") / "item_tokens.txt"
     path.write_bytes("".join(" ".join(map(str, bag)) + newline for bag in bags).encode())
     with pytest.MonkeyPatch.context() as patch:
@@ -286,12 +286,79 @@ def test_item_tokens_come_back(tmp_path_factory, bags, data, newline, block):
     assert tokens.tokens.dtype == np.int32 and tokens.offsets.dtype == np.int64
     assert tokens.num_tokens == max(map(max, filter(None, bags))) + 1
     assert reader.load_item_tokens(str(path), len(bags), 1234).num_tokens == 1234
-    items = data.draw(st.lists(st.integers(0, len(bags) - 1), max_size=9))
-    for chosen in (items, np.array(items, np.int32)):
-        flat, lengths = tokens.bags(chosen)
-        assert flat.dtype == lengths.dtype == np.int64
-        assert flat.tolist() == [token for item in items for token in bags[item]]
-        assert lengths.tolist() == [len(bags[item]) for item in items]
+    assert [tokens.tokens[begin:end].tolist() for begin, end in
+            zip(tokens.offsets, tokens.offsets[1:])] == bags
+
+
+def make_content(bags, clicked, num_tokens=1000, id_dropout=0.0):
+    offsets = np.cumsum([0, *map(len, bags)])
+    tokens = np.array([token for bag in bags for token in bag], np.int32)
+    return reader.ItemContent(np.array(clicked, bool),
+                              reader.ItemTokens(tokens, offsets, num_tokens), id_dropout)
+
+
+@settings(deadline=None, max_examples=100)
+@given(BAGS, st.data())
+def test_a_bag_is_the_own_row_if_clicked_then_the_tokens(bags, data):
+    size = len(bags)
+    clicked = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    content = make_content(bags, clicked)
+    expected = [[item] * clicked[item] + [size + token for token in bag]
+                for item, bag in enumerate(bags)]
+    assert content.has_vector.tolist() == [bool(bag) for bag in expected]
+    ids = data.draw(st.lists(st.sampled_from(np.flatnonzero(content.has_vector).tolist() or [0]),
+                             max_size=9 * int(content.has_vector.any())))
+    got = content.bags(np.array(ids, np.int64))
+    ends = np.cumsum(got.lengths)
+    made = [got.rows[end - length:end].tolist() for end, length in zip(ends, got.lengths)]
+    assert [made[place] for place in got.place] == [expected[id] for id in ids]
+    assert len(made) == len(set(ids)) and got.rows.dtype == np.int64
+    # Without their own row where something else is left.
+    optional = [id for id in set(ids) if clicked[id] and bags[id]]
+    some = content.bags(np.array(ids, np.int64), np.array(sorted(optional), np.int64))
+    assert sum(some.lengths) == sum(got.lengths) - len(optional)
+    assert not set(optional) & set(some.rows.tolist())
+
+
+def test_id_dropout_leaves_out_its_share_of_those_that_have_tokens():
+    content = make_content([[1]] * 500 + [[]] * 500, [True] * 1000, id_dropout=0.3)
+    dropped = [content.draw_dropped(np.random.default_rng(seed), np.arange(1000))
+               for seed in range(40)]
+    assert max(map(np.max, dropped)) < 500
+    assert np.mean([len(items) for items in dropped]) / 500 == pytest.approx(0.3, abs=0.02)
+    none = make_content([[1]] * 9, [True] * 9)
+    assert not len(none.draw_dropped(np.random.default_rng(0), np.arange(9)))
+
+
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_ranks_know_the_rows_of_all(targets):
+    dataset = make_dataset()
+    content = make_content([[item % 7, 7 + item % 3][:item % 3] for item in range(50)],
+                           dataset.item_clicks() > 0, 10, id_dropout=0.5)
+    negatives = reader.PairedNegatives(dataset, clicked_only=True)
+    whole = dataset.train(12, 3, 2, negatives, targets, None, content)
+    parts = [list(dataset.train(4, 3, 2, negatives, targets, None, content, rank, 3))
+             for rank in range(3)]
+    for step, batch in zip(range(dataset.num_steps(4, 3)), whole):
+        touched = np.unique(batch.rows())
+        made = {tuple(bag) for bag in np.split(batch.bags.rows, np.cumsum(batch.bags.lengths))}
+        for part in parts:
+            bags = part[step].bags
+            assert (part[step].touched == touched).all()
+            assert {tuple(bag) for bag in np.split(bags.rows, np.cumsum(bags.lengths))} <= made
+        assert len(batch.bags.place) == len(batch.ids())
+
+
+def test_an_unclicked_item_is_no_negative_where_items_have_content():
+    dataset = make_dataset(vocab_size=80)
+    dataset.items = dataset.items % 40
+    negatives = reader.PairedNegatives(dataset, 5, clicked_only=True)
+    drawn = np.concatenate([batch.candidates.ravel() for batch in
+                            dataset.train(20, 0, 1, negatives)])
+    assert drawn.max() < 40
+    drawn = np.concatenate([batch.candidates.ravel() for batch in
+                            dataset.train(20, 0, 1, reader.PairedNegatives(dataset, 5))])
+    assert drawn.max() >= 40
 
 
 @pytest.mark.parametrize("content, words", [

@@ -82,7 +82,7 @@ def test_a_query_is_the_brute_force_of_evaluation(built):
     names = [line.split("\t") for line in open("items.txt").read().splitlines()]
     data = reader.construct_test_data("test_data", "vocab.txt")
     with Index.open("index") as index, paddle.no_grad():
-        ranker = evaluation.Ranker(model, known)
+        ranker = evaluation.Ranker(evaluation.Items(model), known)
         for begin, end in zip(data.offsets[:20], data.offsets[1:]):
             clicks = data.items[begin:end].astype(np.int64)
             clicks = clicks[known[clicks]]
@@ -414,7 +414,7 @@ def test_an_ensemble_has_an_index(in_sample):
     model = evaluation.load_model("model_output", 1, utils.load_meta("model_output", 1))
     known = model.item_clicks.numpy() > 0
     user = model.user(np.array([3, 5]), np.array([2]))
-    items, scores = evaluation.Ranker(model, known).top(user, 5)
+    items, scores = evaluation.Ranker(evaluation.Items(model), known).top(user, 5)
     with open("items.txt", encoding="utf-8") as f:
         names = [line.rstrip("\n").split("\t")[0] for line in f]
     with Index.open("index") as index:

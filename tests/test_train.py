@@ -340,7 +340,7 @@ def test_ranks_are_those_of_brute_force(in_sample, positions, user_encoder, monk
     dataset = reader.construct_test_data("test_data", "vocab.txt")
     known = model.item_clicks.numpy() > 0
     queries = evaluation.make_queries(dataset, known, positions)
-    ranks = evaluation.evaluate(model, queries, known, batch_size=7)
+    ranks = evaluation.evaluate(evaluation.Items(model), queries, known, batch_size=7)
     expected = brute_force_ranks(model, dataset, positions)
     assert (expected == 0).any() and (expected > 0).any()
     np.testing.assert_array_equal(ranks, expected)
@@ -380,7 +380,7 @@ def test_unknown_labels_are_misses_and_have_lines_of_their_own(in_sample, capsys
     assert f"{unknown} labels without a vector" in out
     # All 30 known items are within the first 30; a known label is a miss only where no click of
     # its sequence is known.
-    without = int(re.search(r"(\d+) sequences without a known click", out).group(1))
+    without = int(re.search(r"(\d+) sequences without a click", out).group(1))
     expected = (80 - unknown - without) / 80
     assert float(re.search(r"all labels:80 .*recall@30:(\S+)", out).group(1)) == \
         pytest.approx(expected, abs=1e-4)

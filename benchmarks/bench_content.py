@@ -1,0 +1,135 @@
+"""Items that training never saw, found by their content: recall@20 beside chance, TF-IDF and ids.
+
+    python benchmarks/bench_content.py --train_files train.txt --test_files test.txt \\
+        --items_path items.tsv --seeds 3 -- --recipe strong
+
+A share of the items is held out: their clicks are taken out of the training sessions, the test
+sessions stay as they are. Every line of the test files is scored on its last id, apart for labels
+that training knows and for the held-out ones, these among all items and among the held-out ones.
+Whatever follows -- goes to train.py. Needs scikit-learn, for TF-IDF.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+
+import common
+import numpy as np
+
+import reader
+import text
+
+COLUMNS = ("known, all", "held out, all", "held out, held out")
+TIE = 1e-6  # scores closer than this are equal, ties count against, as in evaluation.py
+
+
+def main(argv=None):
+    parser, own_flags, train_flags = common.parse_recall_args(__doc__.splitlines()[0], argv)
+    parser.add_argument("--items_path", required=True, help="raw id, tab, title")
+    parser.add_argument("--hold_out", type=float, default=0.1, help="share of the items")
+    parser.add_argument("--seeds", type=int, default=1)
+    args = parser.parse_args(own_flags)
+    with tempfile.TemporaryDirectory() as work:
+        prepare(args, work)
+        print("| | recall@20, mrr@20: " + " | ".join(COLUMNS) + " |")
+        print("|---|" + "---|" * len(COLUMNS))
+        for name, metrics in baselines(work, args.items_path).items():
+            print_row(name, metrics)
+        for name, flags in (("ids", []), ("content", ["--item_tokens", f"{work}/item_tokens.txt"])):
+            runs = [run_model(work, seed, [*flags, *train_flags]) for seed in range(args.seeds)]
+            print_row(f"{name}, mean of {args.seeds}", np.mean(runs, axis=0))
+
+
+def print_row(name, metrics):
+    print(f"| {name} | " + " | ".join("%.4f / %.4f" % tuple(pair) for pair in metrics) + " |",
+          flush=True)
+
+
+def prepare(args, work):
+    """The files of preprocess.py, from training sessions without the items held out."""
+    ids = list(text.read_items(args.items_path))
+    random = np.random.default_rng(0)
+    held_out = set(random.permutation(ids)[:round(args.hold_out * len(ids))])
+    with open(f"{work}/train.txt", "w") as out:
+        for path in args.train_files:
+            with open(path) as lines:
+                for line in lines:
+                    kept = [id for id in line.split() if id not in held_out]
+                    if len(kept) > 1:
+                        out.write(" ".join(kept) + "\n")
+    common.run_script("preprocess.py", "sessions", "--train_files", f"{work}/train.txt",
+                      "--test_files", *args.test_files, "--items_path", args.items_path,
+                      "--all_items", "--output_dir", work)
+
+
+def baselines(work, items_path):
+    """{name: metrics} of chance and of TF-IDF: the cosine of a title with the sum of the titles of
+    the session."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    test = reader.construct_test_data(f"{work}/test_data", f"{work}/vocab.txt")
+    train = reader.construct_train_data(f"{work}/train_data", f"{work}/vocab.txt")
+    clicked = train.item_clicks() > 0
+    titles = text.read_items(items_path)
+    with open(f"{work}/items.txt", encoding="utf-8") as lines:
+        texts = [titles[line.rstrip("\n").split("\t")[0]].text for line in lines]
+    items = TfidfVectorizer(dtype=np.float32).fit_transform(texts)
+    last = test.offsets[1:] - 1
+    labels = test.items[last]
+    found = {"chance": [], "TF-IDF": []}
+    for asked, among in ((clicked[labels], np.ones_like(clicked)),
+                         (~clicked[labels], np.ones_like(clicked)),
+                         (~clicked[labels], ~clicked)):
+        candidates = np.flatnonzero(among)
+        share = min(1, 20 / len(candidates))
+        found["chance"].append((share, share * np.mean(1 / np.arange(1, 21))))
+        ranks = tf_idf_ranks(test, np.flatnonzero(asked), items, candidates)
+        hit = ranks <= 20
+        found["TF-IDF"].append((hit.mean(), np.sum(1 / ranks[hit]) / len(ranks)))
+    return found
+
+
+def tf_idf_ranks(test, sessions, items, candidates):
+    """The rank of the last click of some sessions. items: <float32>[V, words], sparse, its rows of
+    length 1 or 0"""
+    from scipy.sparse import csr_matrix
+    from sklearn.preprocessing import normalize
+
+    ranks = []
+    for chosen in np.array_split(sessions, -(-len(sessions) // 500)):
+        starts, lengths = test.offsets[chosen], test.offsets[chosen + 1] - 1 - test.offsets[chosen]
+        clicks = test.items[reader.ragged_arange(starts, lengths)]
+        picks = csr_matrix((np.ones(len(clicks), np.float32), clicks,
+                            np.concatenate([[0], np.cumsum(lengths)])),
+                           shape=(len(chosen), items.shape[0]))
+        users = normalize(picks @ items)
+        scores = (users @ items[candidates].T).toarray()
+        own = scores[np.arange(len(chosen)), np.searchsorted(
+            candidates, test.items[test.offsets[chosen + 1] - 1])]
+        ranks.append((scores > own[:, None] - TIE).sum(1))
+    return np.concatenate(ranks)
+
+
+def run_model(work, seed, train_flags):
+    """[(recall, mrr)] of a model, as COLUMNS."""
+    paths = ["--vocab_path", f"{work}/vocab.txt", "--model_dir", f"{work}/model"]
+    out, _, _ = common.run_script("train.py", *paths, "--train_dir", f"{work}/train_data",
+                                  "--print_batch", 1000, "--seed", seed, *train_flags)
+    epoch = re.findall(r"epoch:(\d+) num_steps", out)[-1]
+    found = {}
+    for among in ("all", *["unknown"] * ("--item_tokens" in train_flags)):
+        out, _, _ = common.run_script("infer.py", *paths, "--test_dir", f"{work}/test_data",
+                                      "--start_index", epoch, "--last_index", epoch,
+                                      "--item_tokens", f"{work}/item_tokens.txt",
+                                      "--candidates", among)
+        for name in ("known", "unknown"):
+            found[name, among] = [float(number) for number in re.search(
+                rf"  {name} labels:\d+ recall@20:(\S+) mrr@20:(\S+)", out).groups()]
+    found.setdefault(("unknown", "unknown"), [0, 0])  # no item held out has a vector
+    return [found["known", "all"], found["unknown", "all"], found["unknown", "unknown"]]
+
+
+if __name__ == "__main__":
+    main()
