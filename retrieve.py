@@ -28,13 +28,15 @@ import os
 import re
 import shutil
 import sys
-from typing import NamedTuple, Sequence
+from typing import Mapping, NamedTuple
 
 import utils  # first: it sets the environment for numpy and paddle
 import numpy as np
 
 import evaluation
+import reader
 import store
+import text
 
 logger = logging.getLogger("retrieve")
 
@@ -47,11 +49,11 @@ class ItemError(ValueError):
 
 
 class Item(NamedTuple):
-    """An item to add. id: the raw id; text: any; fields: strings like "section:sports"."""
+    """An item to add. id: the raw id; text: any; fields: {name: value or list of values}"""
 
     id: str
     text: str = ""
-    fields: Sequence[str] = ()
+    fields: Mapping = {}
 
 
 class Hit(NamedTuple):
@@ -92,54 +94,6 @@ class Removed(NamedTuple):
     unknown: list
 
 
-# --- what an item is made of ----------------------------------------------------------------------
-
-
-def content_tokens(item, vocabulary):
-    """The content of an item as ids of tokens.
-
-    A STAND-IN until the text library is plugged in here: words are runs of letters and digits.
-
-    vocabulary: {token: id}; returns a list of int, without tokens that training did not know
-    """
-    words = re.findall(r"\w+", item.text.lower())
-    return [vocabulary[token] for token in (*words, *item.fields) if token in vocabulary]
-
-
-def read_vocabulary(path):
-    """{token: id} of a file whose line i is token i. Raises ItemError."""
-    return {token: number for number, token in enumerate(_read_lines(path))}
-
-
-def _read_lines(path):
-    """The lines of a UTF-8 file, or of standard input for "-". Raises ItemError."""
-    try:
-        with open(0 if path == "-" else path, encoding="utf-8-sig", closefd=path != "-") as f:
-            lines = f.read().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ItemError(f"cannot read {_name(path)}: {reason}") from error
-    return [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
-
-
-def _name(path):
-    return "standard input" if path == "-" else path
-
-
-def read_items(path):
-    """The items of a file, one a line: id, then optionally a tab and its text, then fields with a
-    tab before each. Raises ItemError, which names the line."""
-    items = []
-    for number, line in enumerate(_read_lines(path), 1):
-        id, text, *fields = line.split("\t") + [""] * ("\t" not in line)
-        items.append(Item(id, text, [field for field in fields if field]))
-        try:
-            check_item(items[-1])
-        except ItemError as error:
-            raise ItemError(f"{_name(path)}, line {number}: {error}") from None
-    return items
-
-
 def check_item(item):
     """Raises ItemError for an id or a text that cannot be one."""
     if not isinstance(item.id, str) or not item.id or re.search(r"[\0-\x1f\ud800-\udfff]", item.id):
@@ -149,33 +103,13 @@ def check_item(item):
         raise ItemError(f"{item.text!r} is not a text")
 
 
-def read_token_ids(path, num_items, num_tokens):
-    """One array of token ids per item, from a file whose line i has those of item i with white
-    space between. Raises ItemError."""
-    lines = _read_lines(path)
-    if len(lines) != num_items:
-        raise ItemError(f"{path} holds {len(lines)} lines and the model has {num_items} items: "
-                        "give the --item_tokens it was trained with")
-    tokens = []
-    for number, line in enumerate(lines, 1):
-        try:
-            ids = np.array(line.split(), np.int32)
-        except (ValueError, OverflowError):
-            ids = np.array([-1])
-        if not ((ids >= 0) & (ids < num_tokens)).all():
-            raise ItemError(f"{path}, line {number}: token ids are numbers from 0 to "
-                            f"{num_tokens - 1}")
-        tokens.append(ids)
-    return tokens
-
-
 # --- the model ------------------------------------------------------------------------------------
 
 
 class Encoder:
     """The model of an index, asked for vectors; from any thread.
 
-    vocabulary: {token: id}, empty for a model without content
+    vocabulary: text.TokenVocabulary, None for a model without content
     """
 
     def __init__(self, model, vocabulary):
@@ -187,10 +121,13 @@ class Encoder:
         """The rows of the table that make the embedding of an item, <int32>[n].
 
         own: <int32>[n], its bag so far; of that its own row stays, its old content does not
+        Raises text.DataError for fields that cannot be any.
         """
-        tokens = content_tokens(item, self.vocabulary)
-        return np.concatenate([own[own < self.num_items],
-                               self.num_items + np.array(tokens, np.int32)]).astype(np.int32)
+        own = own[own < self.num_items]
+        if self.vocabulary is None:
+            return own
+        tokens = self.vocabulary.encode(item.text, item.fields)
+        return np.concatenate([own, self.num_items + tokens]).astype(np.int32)
 
     def embed(self, bags):
         """The embeddings of bags, none of them empty: a tensor <float32>[n, dim]."""
@@ -320,7 +257,8 @@ class Index:
 
         A model without content takes back items that it was trained with and no others. One with
         content takes all; those of which it knows neither a token nor the id are kept with their
-        text and are no candidates. Returns Added. Raises ItemError, store.StoreError.
+        text and are no candidates. Returns Added. Raises ItemError, text.DataError,
+        store.StoreError.
         """
         items = list({item.id: item for item in items}.values())
         for item in items:
@@ -330,7 +268,7 @@ class Index:
         bags = [self._encoder.bag(known[item.id].bag if item.id in known else nothing, item)
                 for item in items]
         without = [item.id for item, bag in zip(items, bags) if not len(bag)]
-        if without and not self._encoder.vocabulary:
+        if without and self._encoder.vocabulary is None:
             raise ItemError(f"{_some(without)}: the model was trained without content, it knows "
                             "an item by its clicks and these had none in training; nothing was "
                             "added. Train with content to add fresh items")
@@ -349,7 +287,7 @@ class Index:
 
 
 def _open_encoder(opened):
-    """The Encoder of an open store. Raises store.StoreError, utils.SetupError."""
+    """The Encoder of an open store. Raises store.StoreError, utils.SetupError, text.DataError."""
     made_by, model_dir = opened.details, os.path.join(opened.directory, "model")
     epoch = made_by["epoch"]
     meta = utils.load_meta(model_dir, epoch)
@@ -358,9 +296,9 @@ def _open_encoder(opened):
             f"the model in {model_dir} is not the one that made the vectors, {made_by['model']} "
             f"with the digest {made_by['digest'][:12]}: build the index anew (retrieve.py build "
             "--overwrite)")
-    vocabulary = {}
-    if meta["model"].get("num_tokens"):
-        vocabulary = read_vocabulary(os.path.join(opened.directory, "tokens.txt"))
+    vocabulary = None
+    if meta["model"]["num_tokens"]:
+        vocabulary = text.TokenVocabulary.load(os.path.join(opened.directory, text.TOKENS_FILE))
     return Encoder(evaluation.load_model(model_dir, epoch, meta), vocabulary)
 
 
@@ -378,20 +316,15 @@ def _some(ids, most=5):
 def build(args):
     """Makes an index of the items of a checkpoint."""
     epoch, meta = find_checkpoint(args.model_dir, args.epoch)
-    sizes = meta["model"]
-    num_tokens = sizes.get("num_tokens") or 0
-    items = read_items(args.items_path)
-    check_build(args, items, sizes["vocab_size"], num_tokens)
-    tokens = [()] * len(items)
-    if num_tokens:
-        tokens = read_token_ids(args.item_tokens, len(items), num_tokens)
+    items = [Item(id, *item) for id, item in text.read_items(args.items_path).items()]
+    tokens = check_build(args, items, **meta["model"])
     with store.building(args.index_dir, args.overwrite) as directory:
         model_dir = os.path.join(directory, "model")
         # From here on the copy counts: training may go on and replace the original.
         meta = copy_model(args.model_dir, epoch, meta, model_dir)
-        encoder = Encoder(evaluation.load_model(model_dir, epoch, meta), {})
-        if num_tokens:
-            shutil.copyfile(args.tokens_path, os.path.join(directory, "tokens.txt"))
+        encoder = Encoder(evaluation.load_model(model_dir, epoch, meta), None)
+        if tokens is not None:
+            copy_vocabulary(args.tokens_path, directory)
         bags = make_bags(encoder.model.item_clicks.numpy() > 0, tokens)
         rows = [store.Row(item.id, item.text, bag, vector)
                 for item, bag, vector in zip(items, bags, encoder.items(bags))]
@@ -415,33 +348,40 @@ def find_checkpoint(model_dir, epoch):
     return epoch, meta
 
 
-def check_build(args, items, num_items, num_tokens):
-    """Raises ItemError where the files are not those of the model."""
-    if len(items) != num_items:
-        raise ItemError(f"{args.items_path} holds {len(items)} lines and the model has {num_items}"
-                        " items: give the --items_path of the data it was trained with")
-    if len({item.id for item in items}) < len(items):
-        seen = set()
-        twice = next(item.id for item in items if item.id in seen or seen.add(item.id))
-        raise ItemError(f"{args.items_path} holds the id {twice} twice")
-    if num_tokens and not (args.item_tokens and args.tokens_path):
-        raise ItemError("the model was trained with content: give its --item_tokens and "
-                        "--tokens_path")
-    if (args.item_tokens or args.tokens_path) and not num_tokens:
-        raise ItemError("the model was trained without content: leave --item_tokens and "
-                        "--tokens_path out")
-    if num_tokens and len(_read_lines(args.tokens_path)) != num_tokens:
-        raise ItemError(f"{args.tokens_path} does not hold the {num_tokens} tokens of the model")
+def check_build(args, items, vocab_size, num_tokens, **_):
+    """The reader.ItemTokens of a model with content, None for one without. Raises ItemError,
+    text.DataError, reader.DataError where the files are not those of the model."""
+    if len(items) != vocab_size:
+        raise ItemError(f"{args.items_path} holds {len(items)} items and the model has "
+                        f"{vocab_size}: give the --items_path of the data it was trained with")
+    for item in items:
+        check_item(item)
+    if not num_tokens:
+        return None
+    vocabulary = text.TokenVocabulary.load(args.tokens_path)
+    if len(vocabulary) != num_tokens:
+        raise ItemError(f"{args.tokens_path} holds {len(vocabulary)} tokens and the model has "
+                        f"{num_tokens}: give the --tokens_path of the data it was trained with")
+    return reader.load_item_tokens(args.item_tokens, vocab_size, num_tokens)
 
 
-def make_bags(clicked, tokens):
+def copy_vocabulary(tokens_path, directory):
+    """Copies tokens.txt and, from beside it, what says how Chinese was cut."""
+    shutil.copyfile(tokens_path, os.path.join(directory, text.TOKENS_FILE))
+    shutil.copyfile(os.path.join(os.path.dirname(tokens_path), text.CUTTING_FILE),
+                    os.path.join(directory, text.CUTTING_FILE))
+
+
+def make_bags(clicked, tokens=None):
     """The rows of the table that make each item's embedding, a list of <int32>[n]: its own, if it
     was clicked in training, and those of its tokens.
 
-    clicked: <bool>[items]; tokens: a sequence of token ids per item
+    clicked: <bool>[items]; tokens: reader.ItemTokens, None without content
     """
-    return [np.array([item] * bool(clicked[item]) + [len(clicked) + token for token in content],
-                     np.int32) for item, content in enumerate(tokens)]
+    if tokens is None:
+        return np.split(np.flatnonzero(clicked).astype(np.int32), np.cumsum(clicked)[:-1])
+    content = reader.ItemContent(clicked, tokens)
+    return np.split(content.rows, content.offsets[1:-1])
 
 
 def make_probes(encoder, bags):
@@ -471,7 +411,7 @@ def query(args):
 
 def add(args):
     """Adds the items of a file."""
-    items = read_items(args.items_path)
+    items = [Item(id, *item) for id, item in text.read_items(args.items_path).items()]
     with Index.open(args.index_dir, writable=True) as index:
         added = index.add(items)
     print(f"added:{added.new} replaced:{added.replaced} "
@@ -484,7 +424,7 @@ def add(args):
 
 def remove(args):
     """Removes items, given as arguments or in a file. It takes no model."""
-    ids = args.ids or [item.id for item in read_items(args.items_path)]
+    ids = args.ids or list(text.read_items(args.items_path))
     with store.Store(args.index_dir, writable=True) as opened:
         unknown = opened.remove(ids)
     print(f"removed:{len(ids) - len(unknown)} unknown:{len(unknown)}")
@@ -575,10 +515,10 @@ def add_build(parser):
              help="of the model; the newest complete one when not given")
     add_flag("--items_path", default="items.txt",
              help="line i: raw id of item i, then maybe a tab and its text")
-    add_flag("--item_tokens", default=None, metavar="FILE",
+    add_flag("--item_tokens", default=text.ITEM_TOKENS_FILE, metavar="FILE",
              help="line i: token ids of item i, for a model with content")
-    add_flag("--tokens_path", default=None, metavar="FILE",
-             help="line i: token i, for a model with content")
+    add_flag("--tokens_path", default=text.TOKENS_FILE, metavar="FILE",
+             help=f"line i: token i, for a model with content; {text.CUTTING_FILE} lies beside it")
     add_flag("--overwrite", action="store_true", help="replace an index that is there")
     add_search(parser)
 
@@ -596,7 +536,8 @@ def add_search(parser):
 def main(argv=None):
     args = parse_args(argv)
     utils.setup_logging()
-    return utils.run_script(lambda: args.run(args), ItemError, store.StoreError)
+    return utils.run_script(lambda: args.run(args), ItemError, store.StoreError, reader.DataError,
+                            text.DataError)
 
 
 if __name__ == "__main__":

@@ -210,10 +210,12 @@ def _ranges(points):
 
 def read_items(path) -> dict[str, ItemText]:
     """Reads a line an item: raw id, tab, text, then any number of columns `field:value`, without a
-    header. A field may come several times. Returns {raw id: ItemText} in file order. Raises
-    DataError."""
+    header. A field may come several times. path: - for standard input. Returns {raw id: ItemText}
+    in file order. Raises DataError."""
     items = {}
-    for line, content in _lines(path, "it holds the items, a line each: raw id, tab, text"):
+    lines = _lines(path, "it holds the items, a line each: raw id, tab, text")
+    path = _name(path)
+    for line, content in lines:
         if not content.strip():
             continue
         raw, *columns = content.split("\t")
@@ -235,9 +237,11 @@ def read_items(path) -> dict[str, ItemText]:
 
 
 def _lines(path, what):
-    """(number, line without its end) of each line of UTF-8 text. Raises DataError."""
+    """(number, line without its end) of each line of UTF-8 text, of standard input for "-".
+    Raises DataError."""
+    source, path = 0 if path == "-" else path, _name(path)
     try:
-        with open(path, "rb") as f:
+        with open(source, "rb", closefd=source != 0) as f:
             for line, raw in enumerate(f, 1):
                 try:
                     text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
@@ -247,6 +251,10 @@ def _lines(path, what):
                 yield line, text.rstrip("\r\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; {what}") from error
+
+
+def _name(path):
+    return "standard input" if path == "-" else path
 
 
 class ItemBags(NamedTuple):

@@ -21,6 +21,7 @@ import nets
 import reader
 import retrieve
 import store
+import text
 import train
 import utils
 from retrieve import Index, Item
@@ -188,13 +189,14 @@ def test_what_cannot_be_an_item_is_refused(built, item):
 @pytest.fixture
 def with_content(tmp_path):
     """An index whose model knows 4 items and the tokens red, green, color:red; item 3 was never
-    clicked. Without a checkpoint: the table has its rows for tokens, that is what counts here."""
+    clicked. Without a checkpoint."""
     paddle.seed(2)
-    model = nets.SequenceSemanticRetrieval(4 + 3, 6, 5)
+    model = nets.SequenceSemanticRetrieval(4, 6, 5, num_tokens=3)
     model.embedding.weight.set_value(paddle.randn([7, 6]))
-    model.vocab_size = 4
-    encoder = retrieve.Encoder(model, {"red": 0, "green": 1, "color:red": 2})
-    bags = retrieve.make_bags(np.array([True, True, True, False]), [[0], [1], [], [0, 1]])
+    vocabulary = text.TokenVocabulary(["red", "green", "color:red"], text.Tokenizer("bigrams"))
+    encoder = retrieve.Encoder(model, vocabulary)
+    tokens = reader.ItemTokens(np.array([0, 1, 0, 1], np.int32), np.array([0, 1, 2, 2, 4]), 3)
+    bags = retrieve.make_bags(np.array([True, True, True, False]), tokens)
     assert [bag.tolist() for bag in bags] == [[0, 4], [1, 5], [2], [4, 5]]
     rows = [store.Row(f"n{i}", f"text {i}", bag, vector)
             for i, (bag, vector) in enumerate(zip(bags, encoder.items(bags)))]
@@ -207,7 +209,7 @@ def with_content(tmp_path):
 
 def test_fresh_items_get_their_vector_from_their_content(with_content):
     index, model = with_content, with_content._encoder.model
-    added = index.add([Item("fresh", "Red, green and blue", ["color:red"]), Item("empty", "what")])
+    added = index.add([Item("fresh", "Red, green and blue", {"color": "Red"}), Item("empty", "what")])
     assert added == (1, 0, ["empty"])
     hits = {hit.id: hit.score for hit in index.query(["n2"], 10, exclude_session=False).hits}
     assert sorted(hits) == ["fresh", "n0", "n1", "n2", "n3"]
@@ -380,28 +382,16 @@ def test_build_refuses_what_does_not_fit(built, capsys):
     assert "something else than an index" in error_of(capsys, "build", "--index_dir", "mine",
                                                       "--overwrite")
     lines = open("items.txt").read().splitlines()
-    for wrong, message in ((lines[:-1], "holds 59 lines and the model has 60 items"),
-                           ([lines[1], *lines[1:]], "holds the id n0001 twice"),
-                           (["", *lines[1:]], "line 1: '' is not an item's id")):
+    for wrong, message in ((lines[:-1], "holds 59 items and the model has 60"),
+                           ([lines[1], *lines[1:]], "line 2: item 'n0001' has a line before this one"),
+                           (["\ttext", *lines[1:]], "line 1: '' is no raw id")):
         with open("wrong.txt", "w") as f:
             f.write("\n".join(wrong) + "\n")
         assert message in error_of(capsys, "build", "--index_dir", "x", "--items_path", "wrong.txt")
     assert "epoch_7" in error_of(capsys, "build", "--index_dir", "x", "--epoch", "7")
     assert "train first" in error_of(capsys, "build", "--index_dir", "x", "--model_dir", "none")
-    assert "without content" in error_of(capsys, "build", "--index_dir", "x", "--tokens_path", "t")
     assert "cannot read none.txt" in error_of(capsys, "add", "none.txt")
     assert not os.path.exists("x")
-
-
-def test_token_ids(tmp_path):
-    path = str(tmp_path / "item_tokens.txt")
-    with open(path, "w") as f:
-        f.write("0 2\n\n1\n")
-    assert [ids.tolist() for ids in retrieve.read_token_ids(path, 3, 3)] == [[0, 2], [], [1]]
-    with pytest.raises(retrieve.ItemError, match="line 1: token ids are numbers from 0 to 1"):
-        retrieve.read_token_ids(path, 3, 2)
-    with pytest.raises(retrieve.ItemError, match="holds 3 lines"):
-        retrieve.read_token_ids(path, 4, 3)
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -453,13 +443,13 @@ def test_commands(built, capsys):
 
 
 def test_add_and_remove_read_standard_input(built):
-    def run(*argv, text):
+    def run(*argv, lines):
         return subprocess.run([sys.executable, os.path.join(ROOT, "retrieve.py"), *argv],
-                              input=text, capture_output=True, text=True, encoding="utf-8")
+                              input=lines, capture_output=True, text=True, encoding="utf-8")
 
-    assert run("remove", text="n0001\nn0002\n").stdout == "removed:2 unknown:0\n"
-    assert run("add", text="n0001\t标题\n").stdout == "added:1 replaced:0 without_vector:0\n"
-    failed = run("add", text="n0002\tgood\n\tbad\n")
+    assert run("remove", lines="n0001\nn0002\n").stdout == "removed:2 unknown:0\n"
+    assert run("add", lines="n0001\t标题\n").stdout == "added:1 replaced:0 without_vector:0\n"
+    failed = run("add", lines="n0002\tgood\n\tbad\n")
     assert failed.returncode == 1 and "standard input, line 2" in failed.stderr
     assert "Traceback" not in failed.stderr
 
