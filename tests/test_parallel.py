@@ -93,7 +93,8 @@ def large(tmp_path, monkeypatch):
     ["--user_encoder", "gru"], ["--user_encoder", "bow"],
     # Ranks have unequal numbers of targets here; their dropout would differ from that of one. At
     # its full rate Adam makes of rounding a step of another direction.
-    ["--recipe", "strong", "--dropout", "0", "--num_negatives", "50", "--base_lr", "0.0005"]])
+    ["--recipe", "strong", "--dropout", "0", "--num_negatives", "50", "--base_lr", "0.0005"],
+    ["--item_tokens", "item_tokens.txt", "--id_dropout", "0.3"]])
 def test_two_devices_reach_the_parameters_of_one(large, kind):
     """At the same global batch, after 100 steps, with sparse gradients of the table."""
     flags = [*SMALL, *kind, "--epochs", "1"]
@@ -108,10 +109,11 @@ def test_two_devices_reach_the_parameters_of_one(large, kind):
     args, _ = train.parse_args([*flags, "--batch_size", "40"])
     dataset = train.reader.construct_train_data("train_data", "vocab.txt")
     with paddle.utils.unique_name.guard():
-        model, optimizer = train.build(args, dataset)
-        loss, negatives = train.build_objective(args, dataset)
+        content = train.load_content(args, dataset)
+        model, optimizer = train.build(args, dataset, content)
+        loss, negatives = train.build_objective(args, dataset, content)
         step = train.make_step(model, loss, optimizer)
-        batches, _ = train.epoch_batches(dataset, args, 1, negatives)
+        batches, _ = train.epoch_batches(dataset, args, 1, negatives, content)
         if args.lr_schedule == "linear":
             batches = train.with_linear_rate(batches, 100, 1, args, optimizer)
         losses = [(float(step(batch)[0]), batch.num_targets)
