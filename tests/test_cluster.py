@@ -334,7 +334,7 @@ def test_one_trainer_gets_the_parameters_of_a_single_process(job):
                     for name in ("cluster_model", "model_output"))
     start = {name: value.numpy() for name, value in
              train.build(train.parse_args(SMALL)[0],
-                         reader.construct_train_data("train_data", "vocab.txt"))[0]
+                         reader.construct_train_data("train_data", "vocab.txt").item_clicks())[0]
              .state_dict().items()}
     assert ours.keys() == theirs.keys()
     for name, value in start.items():
