@@ -51,7 +51,8 @@ RECIPES = {
     "faithful": dict(
         targets="last", loss="hinge", num_negatives=1, neg_alpha=0.0, scale=16.0, pooling="max",
         item_encoder="fc", dropout=0.0, members=1, optimizer="adagrad", lr_schedule="constant",
-        id_dropout=0.2, base_lr=0.01, batch_size=50, epochs=10, max_len=None, embedding_dim=128, hidden_size=128),
+        id_dropout=0.2, base_lr=0.01, batch_size=50, epochs=10, max_len=None, embedding_dim=128,
+        hidden_size=128),
     "strong": dict(
         targets="all", loss="softmax", num_negatives=2000, neg_alpha=0.5, scale=16.0,
         pooling="max_last_clicks", item_encoder="tied", dropout=0.25, members=1, optimizer="adam",
