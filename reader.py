@@ -42,14 +42,23 @@ class DataError(ValueError):
 class Bags(NamedTuple):
     """What some items are made of, each different one once.
 
-    rows: <int64>[rows], rows of the table, the bags end to end
-    lengths: <int64>[bags], rows of each, at least 1
+    rows: <int64>[rows], the rows of the table that are needed, ascending, each once
+    members: <int64>[n], the places in rows of what is in the bags, these end to end
+    lengths: <int64>[bags], members of each, at least 1
     place: <int64>[items], which bag is that of an item
     """
 
     rows: np.ndarray
+    members: np.ndarray
     lengths: np.ndarray
     place: np.ndarray
+
+    @classmethod
+    def of(cls, rows, lengths, place=None):
+        """Bags from their rows end to end, <int64>[n], and how many each has. place: None for an
+        item each"""
+        rows, members = np.unique(rows, return_inverse=True)
+        return cls(rows, members, lengths, np.arange(len(lengths)) if place is None else place)
 
 
 class Batch(NamedTuple):
@@ -475,7 +484,8 @@ class ItemContent:
         left_out = np.isin(items, dropped)  # one row each
         starts = self.offsets[items] + left_out
         lengths = self.offsets[items + 1] - starts
-        return Bags(self.rows[ragged_arange(starts, lengths)].astype(np.int64), lengths, place)
+        rows = self.rows[ragged_arange(starts, lengths)].astype(np.int64)
+        return Bags.of(rows, lengths, place)
 
 
 def load_item_tokens(path, vocab_size, num_tokens=None) -> ItemTokens:

@@ -132,8 +132,11 @@ class Encoder:
     def embed(self, bags):
         """The embeddings of bags, none of them empty: a tensor <float32>[n, dim]."""
         lengths = np.array([len(bag) for bag in bags])
-        tokens = np.concatenate(bags).astype(np.int64)
-        return self.model.embed(tokens, None if lengths.max() == 1 else lengths)
+        rows = np.concatenate(bags).astype(np.int64)
+        if lengths.max() == 1:
+            return self.model.embed(rows)
+        bags = reader.Bags.of(rows, lengths)
+        return self.model.embed(bags.rows, bags)
 
     def items(self, bags):
         """A list with the vector of each bag, <float32>[hidden], None for an empty one."""

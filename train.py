@@ -273,7 +273,7 @@ def restore(model, optimizer, source):
         return paddle.to_tensor(full)
 
     parameters = source.load(".pdparams")
-    del parameters["item_clicks"]
+    parameters["item_clicks"] = model.item_clicks
     table = model.embedding.weight
     parameters["embedding.weight"] = grow(parameters["embedding.weight"], table)
     model.set_state_dict(parameters)
