@@ -215,6 +215,18 @@ class Index:
         """Sees what another process has changed. Every query does so by itself."""
         self.store.refresh()
 
+    @property
+    def takes_fresh(self):
+        """Whether the model has content, so that items can be added which it never saw."""
+        return self._encoder.vocabulary is not None
+
+    def warm_up(self):
+        """Does what the first query and the first Chinese text would have to wait for."""
+        if self.takes_fresh:
+            self._encoder.vocabulary.encode("中文 words")
+        (id, _), = self.store.browse([], 1)[0] or [("", "")]
+        self.query([id])
+
     def query(self, session, k=20, exclude_session=True):
         """The items that fit a session best: an Answer.
 

@@ -19,11 +19,13 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 import zlib
 from typing import NamedTuple, Optional
 
@@ -286,6 +288,10 @@ class Flat:
     def __len__(self):
         return self.index.ntotal
 
+    def live(self):
+        """How many vectors a search can return."""
+        return len(self) - int(np.count_nonzero(np.isnan(self._matrix()[:, 0])))
+
     def put(self, keys, vectors):
         """keys: <int64>[n], each once; vectors: <float32>[n, dim]"""
         places = np.array([self.places.get(key, -1) for key in keys.tolist()], np.int64)
@@ -335,6 +341,8 @@ class Ivf:
 
     def __len__(self):
         return self.index.ntotal
+
+    live = __len__
 
     def put(self, keys, vectors):
         self.drop(keys)
@@ -481,6 +489,7 @@ class Store:
         self._latch = Latch()  # around faiss
         self._changing = threading.Lock()  # held by who brings the faiss index up to date
         self._asking = threading.Lock()  # around the connection that reads
+        self._browsing = threading.Lock()  # around the one that looks through texts
         self._connections = []
         self.directory = _current(path)
         self._lock = _lock(path) if writable else None
@@ -507,6 +516,8 @@ class Store:
         self._reads = _connect(file)
         self._connections.append(self._reads)
         self._reads.execute("PRAGMA query_only = ON")
+        self._browses = _connect(file)
+        self._connections.append(self._browses)
         self.dim = _get(self._reads, "dim")
         self.details = json.loads(_get(self._reads, "details"))
         self._probes = _stack([_get(self._reads, "probes")], self.dim)
@@ -529,7 +540,7 @@ class Store:
 
     def close(self):
         """Lets others write. There is nothing to save, all that was acknowledged is."""
-        with self._changing, self._asking:
+        with self._changing, self._asking, self._browsing:
             for connection in self._connections:
                 connection.close()
             if self._lock is not None:
@@ -603,6 +614,39 @@ class Store:
                 return
             yield [(id, text, np.frombuffer(blob, "<f4")) for _, id, text, blob in rows]
             key = rows[-1][0]
+
+    def browse(self, words, limit, seconds=0.1):
+        """Candidates whose text or id holds each of some words, those changed last first.
+
+        words: strings; of ASCII letters either case will do; none: all candidates
+        limit: how many at most
+        seconds: after which it returns what it has found so far
+        returns a list of (id, text), and whether the time sufficed
+        """
+        patterns = ["%" + re.sub(r"([\\%_])", r"\\\1", word) + "%" for word in words]
+        holds = "".join(" AND (text LIKE ? ESCAPE '\\' OR id LIKE ? ESCAPE '\\')" for _ in words)
+        query = (f"SELECT id, text FROM items WHERE {LIVE}{holds} "
+                 "ORDER BY change DESC, key DESC LIMIT ?")
+        parameters = [pattern for pattern in patterns for _ in range(2)] + [limit]
+        found = []
+        # A connection of its own: it reads through the table, queries do not wait for that.
+        with self._browsing, self._told():
+            end = time.monotonic() + seconds
+            self._browses.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+            try:
+                for row in self._browses.execute(query, parameters):
+                    found.append(row)
+            except sqlite3.OperationalError as error:
+                if "interrupted" not in str(error):
+                    raise
+                return found, False
+        return found, True
+
+    def size(self):
+        """(items, candidates), without reading through the table as counts does."""
+        items, = self._ask("SELECT ifnull(max(key), 0) FROM items")[0]  # none is ever deleted
+        with self._latch.reading():
+            return items, self._vectors.live()
 
     def counts(self):
         """{"items": all that are known, "candidates", "removed", "without_vector"}."""

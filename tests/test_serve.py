@@ -1,0 +1,638 @@
+"""The server: what it answers, what it refuses, what survives it, and its page in a browser."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given, settings, strategies as st
+
+import retrieve
+import serve
+import store
+import train
+from retrieve import Index
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LIMITS = serve.Limits(max_body=20_000, max_session=9, max_k=50, max_batch=5)
+
+
+def make_index(directory, *flags):
+    """Trains on the sample in the directory, builds its index."""
+    before = os.getcwd()
+    os.chdir(directory)
+    try:
+        assert train.main(["--epochs", "1", "--embedding_dim", "8", "--hidden_size", "8",
+                           "--model_dir", f"{directory}/model_output", *flags]) == 0
+        assert retrieve.main(["build"]) == 0
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="module", params=["content", "ids"])
+def project(request, sample, tmp_path_factory):
+    """A directory with an index: of a model with content, of one without."""
+    path = tmp_path_factory.mktemp(request.param)
+    for name in os.listdir(sample):
+        (path / name).symlink_to(sample / name)
+    content = ["--item_tokens", "item_tokens.txt"] if request.param == "content" else []
+    make_index(str(path), *content)
+    return path
+
+
+content_only = pytest.mark.parametrize("project", ["content"], indirect=True)
+ids_only = pytest.mark.parametrize("project", ["ids"], indirect=True)
+
+
+@pytest.fixture
+def index_dir(project, tmp_path):
+    """A copy of the index for a test of its own."""
+    return shutil.copytree(project / "index", tmp_path / "index")
+
+
+@pytest.fixture
+def client(index_dir):
+    with Index.open(str(index_dir), writable=True) as index:
+        with TestClient(serve.make_app(index, LIMITS)) as client:
+            client.index = index
+            yield client
+
+
+def recommend(client, *session, **options):
+    response = client.post("/recommend", json={"session": session, **options})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def ids_of(answer):
+    return [hit["id"] for hit in answer["hits"]]
+
+
+def problem_of(response, status):
+    """(the path to the field, the message) of a refusal."""
+    assert response.status_code == status, response.text
+    problem = response.json()["detail"][0]
+    return "/".join(map(str, problem["loc"])), problem["msg"]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def test_recommendations_are_those_of_the_index(client):
+    answer = recommend(client, "n0015", "nobody", "n0003", k=7)
+    expected = client.index.query(["n0015", "nobody", "n0003"], 7)
+    assert answer == {"hits": [hit._asdict() for hit in expected.hits], "skipped": 1, "reason": ""}
+    with_session = recommend(client, "n0015", "n0003", k=50, exclude_session=False)
+    assert {"n0015", "n0003"} <= set(ids_of(with_session))
+    assert len(recommend(client, "n0015")["hits"]) == 20
+    assert recommend(client) == {"hits": [], "skipped": 0, "reason": "the session is empty"}
+    assert recommend(client, "谁") == {"hits": [], "skipped": 1,
+                                      "reason": "none of its items is known"}
+
+
+def test_a_batch_is_its_sessions(client):
+    sessions = [["n0015"], [], ["n0003", "n0004"]]
+    response = client.post("/recommend/batch", json={"sessions": sessions, "k": 3})
+    assert [ids_of(answer) for answer in response.json()["answers"]] == [
+        ids_of(recommend(client, *session, k=3)) for session in sessions]
+
+
+def browse(client, **query):
+    response = client.get("/items", params=query)
+    assert response.status_code == 200 and response.json()["complete"]
+    return response.json()["items"]
+
+
+def test_items_are_found_by_their_text_and_id(client):
+    everything = browse(client, limit=50)
+    assert len(everything) == client.index.store.size()[1] or len(everything) == 50
+    word, other = everything[0]["text"].split()[:2]
+    found = browse(client, search=f"{word.upper()} {other}", limit=50)
+    assert found and all(word in item["text"] and other in item["text"] for item in found)
+    assert [item["id"] for item in browse(client, search=everything[3]["id"])] == [
+        everything[3]["id"]]
+    for nothing in ("%", "_", "\\", "no such word"):
+        assert browse(client, search=nothing) == []
+    assert problem_of(client.get("/items", params={"limit": 51}), 422)[0] == "query/limit"
+    assert problem_of(client.get("/items", params={"search": "a" * 201}), 422)[0] == "query/search"
+
+
+def test_what_changed_last_is_listed_first(client):
+    id = browse(client)[-1]["id"]
+    client.delete(f"/items/{id}")
+    assert id not in [item["id"] for item in browse(client, limit=50)]
+    client.put(f"/items/{id}", json={"text": "100% new_"})
+    assert browse(client, limit=1) == [{"id": id, "text": "100% new_"}]
+    assert browse(client, search="0% w_") == browse(client, limit=1)
+
+
+def test_browsing_ends_in_time(client):
+    found, complete = client.index.store.browse(["a"], 1000, seconds=-1)
+    # SQLite looks at the clock after some thousand steps: what it has found by then is kept.
+    assert complete or len(found) < client.index.store.size()[1]
+
+
+def test_health_and_description(client):
+    health = client.get("/healthz").json()
+    assert health["status"] == "ok" and health["max_k"] == 50 and not health["needs_token"]
+    assert health["model"].startswith("model_output/epoch_1 ")
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/recommend", "/recommend/batch", "/items", "/items/{id}", "/items/delete", "/healthz",
+            "/metrics"} == set(paths)
+
+
+def test_metrics(client):
+    recommend(client, "n0015")
+    client.post("/recommend", json={"k": 0, "session": []})
+    client.delete("/items/nobody")
+    client.request("BREW", "/items")
+    client.get("/nowhere")
+    items, candidates = client.index.store.size()
+    counts = client.index.store.counts()
+    assert (items, candidates) == (counts["items"], counts["candidates"])
+    lines = client.get("/metrics").text.splitlines()
+    for line in ('ssr_requests_total{method="POST",route="/recommend",status="200"} 1.0',
+                 'ssr_requests_total{method="POST",route="/recommend",status="422"} 1.0',
+                 'ssr_requests_total{method="DELETE",route="/items/{id:path}",status="404"} 1.0',
+                 'ssr_requests_total{method="GET",route="none",status="404"} 1.0',
+                 'ssr_request_seconds_count{method="POST",route="/recommend"} 2.0',
+                 f"ssr_items {items}.0", f"ssr_candidates {candidates}.0"):
+        assert line in lines
+    assert "BREW" not in "".join(lines)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_an_item_is_removed_and_comes_back(client):
+    best = recommend(client, "n0015")["hits"][0]
+    assert client.delete(f"/items/{best['id']}").json() == {"removed": 1, "unknown": []}
+    assert best["id"] not in ids_of(recommend(client, "n0015", k=50))
+    assert problem_of(client.delete(f"/items/{best['id']}"), 404)[0] == "path/id"
+    added = client.put(f"/items/{best['id']}", json={"text": "回来了"})
+    assert added.json() == {"new": 1, "replaced": 0, "without_vector": []}
+    assert client.index.store.size()[1] == client.index.store.counts()["candidates"]
+    again = recommend(client, "n0015", k=50)["hits"]
+    assert "回来了" in [hit["text"] for hit in again]
+    assert client.put(f"/items/{best['id']}", json={"text": "b"}).json()["replaced"] == 1
+
+
+def test_batches_are_written_as_a_whole(client):
+    first, second = ids_of(recommend(client, "n0015"))[:2]
+    removed = client.post("/items/delete", json=[first, "nobody", second]).json()
+    assert removed == {"removed": 2, "unknown": ["nobody"]}
+    added = client.put("/items", json=[{"id": first, "text": "a"}, {"id": second, "text": "b"}])
+    assert added.json() == {"new": 2, "replaced": 0, "without_vector": []}
+    change = client.index.store.change
+    bad = [{"id": first, "text": "c"}, {"id": "a\tb", "text": ""}]
+    assert problem_of(client.put("/items", json=bad), 422)[0] == "body/1/id"
+    assert client.index.store.change == change
+
+
+@content_only
+def test_a_fresh_item_is_found_by_the_next_query(client):
+    text = recommend(client, "n0015")["hits"][0]["text"]
+    added = client.put("/items/fresh", json={"text": text, "fields": {"section": ["a", 7]}})
+    assert added.json() == {"new": 1, "replaced": 0, "without_vector": []}
+    assert "fresh" in ids_of(recommend(client, "n0015", k=50))
+    assert recommend(client, "fresh")["skipped"] == 0
+    added = client.put("/items/empty", json={"text": "qqqq"})
+    assert added.json() == {"new": 0, "replaced": 0, "without_vector": ["empty"]}
+
+
+@ids_only
+def test_a_model_without_content_says_that_it_takes_nothing_fresh(client):
+    field, message = problem_of(client.put("/items/fresh", json={"text": "a"}), 422)
+    assert "fresh: the model was trained without content" in message
+    assert not client.get("/healthz").json()["takes_fresh"]
+
+
+@pytest.mark.slow
+@content_only
+def test_any_id_fits_into_a_path(server):
+    """To a real server: the test client takes %25 apart twice."""
+    text = recommend(server.client, "n0015")["hits"][0]["text"]
+    for id in ("a/b", "/a", "a//b/", "中文/标题", "a%2Fb", "a b?c#d", "delete", "é+", "..",
+               "a/../b"):
+        path = "/items/" + urllib.parse.quote(id, safe="").replace(".", "%2E")
+        assert server.client.put(path, json={"text": text}).status_code == 200
+        listed = server.client.get("/items", params={"limit": 1}).json()["items"]
+        assert [item["id"] for item in listed] == [id]
+        assert server.client.delete(path).json() == {"removed": 1, "unknown": []}
+
+
+@pytest.mark.parametrize("path", ["%FF", "a%00b", "a%09", "%ED%A0%80", ""])
+def test_what_is_no_id_is_refused_in_a_path(client, path):
+    for response in (client.put(f"/items/{path}", json={}), client.delete(f"/items/{path}")):
+        assert problem_of(response, 422)[0] == "path/id"
+
+
+def test_writing_takes_the_token_where_there_is_one(index_dir):
+    with Index.open(str(index_dir), writable=True) as index:
+        with TestClient(serve.make_app(index, LIMITS, "секрет")) as client:
+            id = ids_of(recommend(client, "n0015"))[0]
+            for method, path, body in (("PUT", f"/items/{id}", {}), ("PUT", "/items", []),
+                                       ("DELETE", f"/items/{id}", None),
+                                       ("POST", "/items/delete", [id])):
+                for sent in (None, b"Bearer wrong", b"Bearer", b"Basic \xff", b"Bearer \xff"):
+                    headers = {} if sent is None else {"Authorization": sent}
+                    response = client.request(method, path, json=body, headers=headers)
+                    assert response.status_code == 401
+                    assert response.headers["WWW-Authenticate"] == "Bearer"
+                headers = {"Authorization": "Bearer секрет".encode()}
+                assert client.request(method, path, json=body, headers=headers).status_code == 200
+
+
+# --- limits and nonsense --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body, field", [
+    ({"session": ["a"] * 10}, "body/session"),
+    ({"session": ["n0001"], "k": 51}, "body/k"),
+    ({"session": ["n0001"], "k": 0}, "body/k"),
+    ({"session": ["n0001"], "k": True}, "body/k"),
+    ({"session": ["n0001"], "k": "5"}, "body/k"),
+    ({"session": ["n0001"], "k": 10 ** 400}, "body/k"),
+    ({"session": ["n0001"], "k": float("nan")}, "body/k"),
+    ({"session": ["n0001"], "exclude_session": 1}, "body/exclude_session"),
+    ({"session": ["n0001", 7]}, "body/session/1"),
+    ({"session": ["a\nb"]}, "body/session/0"),
+    ({"session": [""]}, "body/session/0"),
+    ({"session": "n0001"}, "body/session"),
+    ({"session": None}, "body/session"),
+    ({"session": [], "K": 5}, "body/K"),
+    ({"session": [], "\ud800": 5}, "body"),
+    ({"session": ["\ud800"]}, "body"),
+    ({}, "body/session"),
+    ([], "body"),
+])
+def test_a_wrong_field_is_named(client, body, field):
+    response = client.post("/recommend", content=json.dumps(body),
+                           headers={"Content-Type": "application/json"})
+    assert problem_of(response, 422)[0].startswith(field)
+
+
+@pytest.mark.parametrize("content, field", [
+    ({"text": 7}, "body/text"), ({"text": None}, "body/text"), ({"fields": []}, "body/fields"),
+    ({"fields": {"a:b": "c"}}, "body/fields"), ({"fields": {" ": "c"}}, "body/fields"),
+    ({"fields": {"a": {}}}, "body/fields/a"), ({"fields": {"a": [None]}}, "body/fields/a"),
+    ({"fields": {"a": 1.5}}, "body/fields/a"), ({"fields": {"a": 10 ** 300}}, "body/fields/a"),
+    ({"fields": {"a": "\ud800"}}, "body"), ({"text": "\ud800"}, "body"),
+    ({"title": "a"}, "body/title")])
+def test_a_wrong_item_is_named(client, content, field):
+    response = client.put("/items/n0001", content=json.dumps(content),
+                          headers={"Content-Type": "application/json"})
+    assert problem_of(response, 422)[0].startswith(field)
+
+
+def test_limits_of_batches(client):
+    for method, path, body, field in (
+            ("POST", "/recommend/batch", {"sessions": [[]] * 6}, "body/sessions"),
+            ("POST", "/recommend/batch", {"sessions": [[], ["a"] * 10]}, "body/sessions/1"),
+            ("PUT", "/items", [{"id": "a", "text": ""}] * 6, "body"),
+            ("POST", "/items/delete", ["a"] * 6, "body")):
+        assert problem_of(client.request(method, path, json=body), 422)[0] == field
+
+
+def test_long_bodies_are_refused_announced_or_not(client):
+    body = b'{"session": ["' + b"a" * 20_000 + b'"]}'
+    headers = {"Content-Type": "application/json"}
+
+    def chunks():
+        for start in range(0, len(body), 100):
+            yield body[start:start + 100]
+
+    for content in (body, chunks()):
+        response = client.post("/recommend", content=content, headers=headers)
+        assert problem_of(response, 413) == ("body", "more than 20000 bytes")
+    fits = body.replace(b"a" * 1000, b"", 1)
+    assert client.post("/recommend", content=fits, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"nul", b"\xff\xfe", b"\x00", b"[" * 9000, b'"',
+                                  b'{"k": ' + b"9" * 5000 + b"}", '{"a"}'.encode("utf-16")])
+def test_what_is_not_json_is_refused(client, body):
+    for method, path in (("POST", "/recommend"), ("POST", "/recommend/batch"), ("PUT", "/items"),
+                         ("PUT", "/items/n0001"), ("POST", "/items/delete")):
+        response = client.request(method, path, content=body,
+                                  headers={"Content-Type": "application/json"})
+        assert response.status_code in (400, 422), response.text
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded",
+                                  "application/jsonp"])
+def test_a_page_of_another_site_cannot_write(client, kind):
+    """Without asking first, a browser sends such types only, and none of them is taken."""
+    response = client.post("/items/delete", content=b'["n0001"]',
+                           headers={} if kind is None else {"Content-Type": kind})
+    assert problem_of(response, 415)[0] == "header/content-type"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+    | st.sampled_from(["n0001", "n0015", "\ud800", "a\0", 10 ** 30]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from(["session", "sessions", "k", "exclude_session", "id", "text", "fields",
+                         "\udc00"]) | st.text(), inner, max_size=5), max_leaves=20)
+
+
+@settings(deadline=None, max_examples=150)
+@given(body=JSON, route=st.sampled_from([
+    ("POST", "/recommend"), ("POST", "/recommend/batch"), ("PUT", "/items/n0001"),
+    ("PUT", "/items"), ("POST", "/items/delete")]))
+def test_no_json_is_an_error_of_the_server(fuzzed, body, route):
+    response = fuzzed.request(*route, content=json.dumps(body).encode(),
+                              headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 422)
+    if response.status_code == 422:
+        assert response.json()["detail"][0]["loc"]
+
+
+@settings(deadline=None, max_examples=80)
+@given(path=st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+       query=st.text(max_size=9), method=st.sampled_from(["PUT", "DELETE", "GET", "POST"]))
+def test_no_path_is_an_error_of_the_server(fuzzed, path, query, method):
+    path = "/items/" + urllib.parse.quote(path, safe="")
+    response = fuzzed.request(method, path, params={"search": query.encode("utf-8", "replace")},
+                              json={} if method in ("PUT", "POST") else None)
+    assert response.status_code < 500
+
+
+@pytest.fixture(scope="module")
+def fuzzed(project, tmp_path_factory):
+    """A client that a whole property shares."""
+    path = shutil.copytree(project / "index", tmp_path_factory.mktemp("fuzzed") / "index")
+    with Index.open(str(path), writable=True) as index:
+        with TestClient(serve.make_app(index, LIMITS)) as client:
+            yield client
+
+
+def test_a_store_that_fails_is_no_crash(client, monkeypatch):
+    def full(*_):
+        raise store.StoreError("the disk is full")
+    monkeypatch.setattr(client.index, "remove", full)
+    assert problem_of(client.delete("/items/n0015"), 503)[1] == "the disk is full"
+    assert recommend(client, "n0015")["hits"]
+
+
+def test_page_allows_nothing_but_itself(client):
+    response = client.get("/")
+    policy = response.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert len(re.findall("'sha256-", policy)) == 2
+    assert not re.search(r"https?://|innerHTML|insertAdjacentHTML|document\.write", response.text)
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+class Server:
+    """serve.py in a process of its own."""
+
+    def __init__(self, index_dir, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.join(ROOT, "serve.py"), "--index_dir", str(index_dir),
+             "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "SSR_TOKEN": "", **environment})
+        line = self.process.stdout.readline()
+        assert line, self.process.stderr.read()
+        self.url = line.split(" on ")[1].strip()
+        self.client = httpx.Client(base_url=self.url)
+
+    def end(self, number=signal.SIGTERM):
+        """(exit code, standard error) after a signal."""
+        self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def server(index_dir):
+    server = Server(index_dir)
+    yield server
+    server.client.close()
+    server.process.kill()
+    server.process.communicate()
+
+
+def run_serve(*argv):
+    return subprocess.run([sys.executable, os.path.join(ROOT, "serve.py"), *map(str, argv)],
+                          capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.slow
+@ids_only
+def test_sigterm_ends_it_in_good_order(server, index_dir):
+    ids = ids_of(recommend(server.client, "n0015"))
+    assert server.client.delete(f"/items/{ids[0]}").status_code == 200
+    assert server.end() == (0, "")
+    with Index.open(str(index_dir), writable=True) as index:
+        assert ids[0] not in [hit.id for hit in index.query(["n0015"], 50).hits]
+
+
+@pytest.mark.slow
+@ids_only
+def test_a_port_and_an_index_have_one_server(server, index_dir, tmp_path):
+    port = server.url.rsplit(":", 1)[1]
+    for argv, message in ((["--port", port], f"cannot listen on 127.0.0.1 port {port}: Address"),
+                          (["--port", 0], "has .* open for writing"),
+                          (["--port", 0, "--index_dir", tmp_path / "none"], "there is no index in"),
+                          (["--host", "no.such.host.invalid"], "cannot listen on no.such.host")):
+        ended = run_serve("--index_dir", index_dir, *argv)
+        assert ended.returncode == 1 and "Traceback" not in ended.stderr
+        error, = [line for line in ended.stderr.splitlines() if "error:" in line]
+        assert re.search(message, error)
+
+
+@pytest.mark.slow
+@ids_only
+def test_acknowledged_changes_survive_a_kill(index_dir):
+    """Several clients write until the server is killed: the last change of each that was
+    acknowledged is there, or the one that was under way."""
+    with Index.open(str(index_dir)) as index:
+        ids = [hit.id for hit in index.query(["n0015"], 6).hits]
+    acknowledged = 0
+    for wait in (0.05, 0.2, 0.5):
+        server = Server(index_dir)
+        said = {id: [None, None] for id in ids}  # acknowledged, under way
+
+        def change(id):
+            with httpx.Client(base_url=server.url) as client:
+                for number in range(10 ** 6):
+                    text = None if number % 3 == 2 else f"{wait} {number}"
+                    said[id][1] = ("is", text)
+                    if text is None:
+                        response = client.delete(f"/items/{id}")
+                    else:
+                        response = client.put(f"/items/{id}", json={"text": text})
+                    assert response.status_code == 200
+                    said[id][0] = ("is", text)
+
+        def run(id):
+            with pytest.raises(httpx.TransportError):
+                change(id)
+
+        threads = [threading.Thread(target=run, args=(id,)) for id in ids]
+        for thread in threads:
+            thread.start()
+        while not all(last for last, _ in said.values()):
+            time.sleep(0.01)
+        time.sleep(wait)
+        server.end(signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        with Index.open(str(index_dir)) as index:
+            found = {hit.id: hit.text for hit in index.query(["n0015"], 60).hits}
+        for id, states in said.items():
+            assert ("is", found.get(id)) in states
+            acknowledged += 1
+    assert acknowledged == 18
+
+
+@pytest.mark.slow
+@content_only
+def test_readers_beside_writers(server):
+    """No request fails, and what was acknowledged is seen by the next query."""
+    text = recommend(server.client, "n0015")["hits"][0]["text"]
+    failures, done = [], threading.Event()
+
+    def read():
+        with httpx.Client(base_url=server.url) as client:
+            while not done.is_set():
+                response = client.post("/recommend", json={"session": ["n0015"], "k": 50})
+                if response.status_code != 200 or len(response.json()["hits"]) != 50:
+                    failures.append(response.text)
+
+    def write(id):
+        with httpx.Client(base_url=server.url) as client:
+            for number in range(20):
+                for present in (True, False):
+                    response = client.put(f"/items/{id}", json={"text": text}) if present else \
+                        client.delete(f"/items/{id}")
+                    found = id in ids_of(recommend(client, "n0015", k=50))
+                    if response.status_code != 200 or found != present:
+                        failures.append((id, number, present, response.text))
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    writers = [threading.Thread(target=write, args=(f"fresh/{number}",)) for number in range(3)]
+    for thread in readers + writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in readers:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.slow
+@ids_only
+def test_chunked_body_over_a_socket(server):
+    """Without a length, and without an end: refused once it is too long."""
+    host, port = server.url.split("//")[1].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
+                           b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(20):
+            connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+    assert recommend(server.client, "n0015")["hits"]
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        with playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as browser:
+            yield browser
+
+
+@pytest.mark.slow
+@content_only
+def test_page_in_a_browser(index_dir, browser):
+    server = Server(index_dir, SSR_TOKEN="секрет")
+    try:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.set_default_timeout(10_000)
+        complaints, others = [], []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text)
+                if "Content Security" in message.text else None)
+        page.on("request", lambda request: None if request.url.startswith((server.url, "data:"))
+                else others.append(request.url))
+        page.goto(server.url)
+        walk_through(page, server)
+        assert not complaints and not others
+    finally:
+        assert server.end()[0] == 0
+
+
+def walk_through(page, server):
+    """What a visitor does, by keyboard where that is the harder way."""
+    from playwright.sync_api import expect
+
+    articles, hits = page.locator("#articles button"), page.locator("#hits button")
+    error = page.locator("#error")
+
+    def expect_hits(*session):
+        expect(page.locator("#hits .id")).to_have_text(
+            ids_of(recommend(server.client, *session, k=10)))
+
+    # One click, another one on what is recommended: as the API says, and the focus is kept.
+    expect(articles).not_to_have_count(0)
+    page.fill("#search", "n0015")
+    expect(articles).to_have_count(1)
+    articles.first.press("Enter")
+    expect_hits("n0015")
+    second = page.locator("#hits .id").nth(1).inner_text()
+    hits.nth(1).press("Enter")
+    expect_hits("n0015", second)
+    expect(hits.first).to_be_focused()
+    expect(page.locator("#answer")).to_contain_text("After 2 clicks, first: ")
+    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+
+    # To publish takes the token; markup in a title is text.
+    text = recommend(server.client, "n0015", second)["hits"][0]["text"]
+    page.fill("#title", text + " <img src=x onerror=alert(1)> 新闻")
+    page.fill("#id", "新/1")
+    page.press("#title", "Enter")
+    expect(error).to_contain_text("bearer token")
+    page.fill("#token", "секрет")
+    page.press("#title", "Enter")
+    expect(page.locator("#published")).to_contain_text("Published as 新/1")
+    expect(error).to_be_hidden()
+    expect_hits("n0015", second)
+    assert "新/1" in ids_of(recommend(server.client, "n0015", second, k=50))
+    page.fill("#search", "新闻")
+    expect(page.locator("#articles .id")).to_have_text(["新/1"])
+    expect(articles.first).to_contain_text("<img src=x")
+    expect(articles.first.locator(".title")).to_have_attribute("lang", "zh")
+
+    # Withdrawn; a click taken back; a wrong field is told.
+    page.click("text=Withdraw it")
+    expect(articles).to_have_count(0)
+    page.locator("#session button").nth(1).press("Enter")
+    expect_hits("n0015")
+    page.fill("#title", "a")
+    page.fill("#fields", "sports")
+    page.press("#fields", "Enter")
+    expect(error).to_contain_text("name:value")
+    page.click("#clear")
+    expect(hits).to_have_count(0)
