@@ -372,7 +372,7 @@ class Stream:
         mixed[-1] = 1
         return linear, mixed
 
-    def _scores(self, user, session, now, scoring):
+    def _scores(self, user, session, now, scoring, exclude_session=True):
         """<float32>[articles], -inf for those that are no candidates."""
         self.advance(now)
         linear_weights, mixed_weights = scoring.weights()
@@ -382,7 +382,7 @@ class Stream:
         score += TINY
         np.log(score, out=score)
         score += linear_weights @ linear
-        score[~self.candidates(session, now)] = -np.inf
+        score[~self.candidates(session if exclude_session else (), now)] = -np.inf
         return score
 
     def candidates(self, session, now):
@@ -393,20 +393,21 @@ class Stream:
         mask[[slot for slot in slots if slot is not None]] = False
         return mask
 
-    def scores(self, user, session, now, scoring, candidates=None):
+    def scores(self, user, session, now, scoring, candidates=None, exclude_session=True):
         """(ids <int64>[n], scores <float32>[n]) of the candidates at a moment, in no order.
 
         user, session, now: as in features; candidates: ids, to choose from these only
         """
-        score = self._scores(user, session, now, scoring)
+        score = self._scores(user, session, now, scoring, exclude_session)
         chosen = np.flatnonzero(score > -np.inf)
         if candidates is not None:
             chosen = chosen[np.isin(self.ids[chosen], candidates)]
         return self.ids[chosen], score[chosen]
 
-    def top(self, user, session, now, scoring, k):
-        """The best k of scores, the best first."""
-        ids, score = self.scores(user, session, now, scoring)
+    def top(self, user, session, now, scoring, k, exclude_session=True):
+        """The best k of scores, the best first. exclude_session: whether the session's articles are
+        no candidates"""
+        ids, score = self.scores(user, session, now, scoring, exclude_session=exclude_session)
         if len(ids) > k:
             best = np.argpartition(-score, k)[:k]
             ids, score = ids[best], score[best]
