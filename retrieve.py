@@ -736,11 +736,11 @@ def add_build(parser):
 def add_live(parser):
     """The flags of a live index."""
     add_flag = parser.add_argument
-    add_flag("--scoring", default=None, metavar="FILE", help="rank by clicks too, with the weights "
-             "in a file of evaluate_stream.py --fit, or with those of the package: default")
-    add_flag("--weight", action="append", default=[], metavar="NAME=NUMBERS", help="of the scoring, "
-             "in place of what it has, as readers=0 or power=0,1,0,0 (a number a window); may be given "
-             "several times")
+    add_flag("--scoring", default=None, metavar="FILE", help="rank by clicks too, with the "
+             "weights in a file of evaluate_stream.py --fit, or with those of the package: default")
+    add_flag("--weight", action="append", default=[], metavar="NAME=NUMBERS", help="of the "
+             "scoring, in place of what it has, as readers=0 or power=0,1,0,0 (a number a window); "
+             "may be given several times")
     add_flag("--candidate_age", type=utils.number(float, 0), default=stream.AGE / 3600,
              metavar="HOURS", help="for how long after its last click an item is ranked by clicks")
 

@@ -1,4 +1,4 @@
-"""A live index: clicks come in, what readers click these days is ranked by that, and it survives."""
+"""A live index: clicks come in, rank what is read these days, and survive."""
 
 import os
 import signal
