@@ -353,9 +353,9 @@ class Index:
         if not (self._live and self.store.writable):
             raise ItemError("clicks are taken in by an index that is open for writing and has a "
                             "scoring")
-        latest = time.time() + 86400  # clocks differ, and so do zones; what lies beyond is a mistake
+        latest = time.time() + 86400  # clocks differ; what lies a day ahead is a mistake
         for click in clicks:
-            check_item(Item(click.item))
+            check_item(Item(click.item, click.session or ""))
             if not 0 <= click.time < latest:
                 raise ItemError(f"{click.time} is not the time of a click: seconds since 1970, not "
                                 "in the future")
@@ -706,8 +706,8 @@ def parse_args(argv=None):
                          help="without IDs: a file with an id a line; - is standard input")
     clicked = command("click", click, "take in clicks, for queries with a --scoring")
     clicked.add_argument("clicks_path", nargs="?", default="-", metavar="FILE",
-                         help="a click a line: session, tab, item, then maybe a tab and the seconds "
-                         "since 1970; - is standard input")
+                         help="a click a line: session, tab, item, then maybe a tab and the "
+                         "seconds since 1970; - is standard input")
     add_live(clicked)
     command("info", info, "what the index holds, how it searches, which model made it")
     add_search(command("reindex", reindex, "make the faiss file anew from the items: where it is "

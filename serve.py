@@ -7,6 +7,12 @@
     curl -X PUT -d '{"text": "Bankers question the moon landing"}' \\
         -H 'Content-Type: application/json' http://127.0.0.1:8000/items/n0041
 
+With --scoring the index is live: POST /clicks takes clicks in, and what is clicked these days is
+ranked by the model, by its readers and by how much it is clicked.
+
+    curl -d '{"session": "any", "item": "n0041"}' -H 'Content-Type: application/json' \\
+        http://127.0.0.1:8000/clicks
+
 A page to try it is at /, the description of all routes at /docs and /openapi.json, measurements for
 Prometheus at /metrics.
 
@@ -129,7 +135,7 @@ class NamedContent(Content):
 
 
 class Click(Body):
-    session: Annotated[StrictStr, Field(max_length=200)] = Field(
+    session: Annotated[Text, Field(max_length=200)] = Field(
         description="what tells the reader's visit from others, of any kind")
     item: Id
     time: Union[Moment, None] = Field(None, description="seconds since 1970; now if left out")
