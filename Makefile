@@ -35,5 +35,5 @@ $(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) model_output cluster_model cluster_logs index recommendations.tsv metrics.png \
+	rm -rf $(VENV) model_output cluster_model cluster_logs index exported recommendations.tsv metrics.png \
 	    vectors.parquet

@@ -219,6 +219,23 @@ class SumOfRows(PyLayer):
         return paddle.to_tensor(ctx.picks.T @ d_sums.numpy())
 
 
+def sum_of(emb, lengths, every_prefix=False):
+    """The sum over each sequence, or over each prefix.
+
+    emb: <float32>[words, dim], sequences end to end; lengths: numpy <int64>[batch]
+    returns <float32>[batch, dim], or [words, dim] for every prefix
+    """
+    segments = paddle.to_tensor(np.repeat(np.arange(len(lengths)), lengths))
+    if not every_prefix:
+        return paddle.geometric.segment_sum(emb, segments)
+    # A running sum over all sequences, less what it was where each began; in double
+    # precision, so that a sequence is the same to the last digit in any company.
+    total = paddle.cumsum(emb.astype("float64"), axis=0)
+    total = paddle.concat([paddle.zeros_like(total[:1]), total])
+    begin = paddle.gather(total, paddle.to_tensor(np.cumsum(lengths) - lengths))
+    return (total[1:] - paddle.gather(begin, segments)).astype("float32")
+
+
 class BowEncoder(nn.Layer):
     """Bag of words: the sum over a sequence."""
 
@@ -235,29 +252,27 @@ class BowEncoder(nn.Layer):
                                              shape=(len(lengths), len(x))))
 
     def forward(self, emb, lengths, every_prefix=False):
-        """emb: <float32>[words, dim], sequences end to end; lengths: numpy <int64>[batch]
-        returns <float32>[batch, dim], or [words, dim] for the encoding of every prefix."""
-        segments = paddle.to_tensor(np.repeat(np.arange(len(lengths)), lengths))
-        if not every_prefix:
-            return paddle.geometric.segment_sum(emb, segments)
-        # A running sum over all sequences, less what it was where each began; in double
-        # precision, so that a sequence is the same to the last digit in any company.
-        total = paddle.cumsum(emb.astype("float64"), axis=0)
-        total = paddle.concat([paddle.zeros_like(total[:1]), total])
-        begin = paddle.gather(total, paddle.to_tensor(np.cumsum(lengths) - lengths))
-        return (total[1:] - paddle.gather(begin, segments)).astype("float32")
+        """As sum_of."""
+        return sum_of(emb, lengths, every_prefix)
 
     def padded(self, emb, lengths):
         """The same over padded sequences, in a static graph as well.
 
         emb: <float32>[batch, time, dim]; lengths: <int64>[batch] -> <float32>[batch, dim]"""
-        valid = F.sequence_mask(lengths, paddle.shape(emb)[1], "float32")
-        return paddle.sum(emb * valid.unsqueeze(-1), axis=1)
+        return paddle.sum(emb * valid_steps(emb, lengths), axis=1)
+
+
+def valid_steps(emb, lengths):
+    """1 where a padded sequence has a row, 0 behind it.
+
+    emb: <float32>[batch, time, dim]; lengths: <int64>[batch] -> <float32>[batch, time, 1]
+    """
+    return F.sequence_mask(lengths, paddle.shape(emb)[1], "float32").unsqueeze(-1)
 
 
 def mean_of_clicks(emb, lengths, every_prefix=False):
-    """The mean over each sequence, or over each prefix; shapes as in BowEncoder.forward."""
-    total = BowEncoder()(emb, lengths, every_prefix)
+    """The mean over each sequence, or over each prefix; shapes as in sum_of."""
+    total = sum_of(emb, lengths, every_prefix)
     if every_prefix:
         ends = np.cumsum(lengths)
         lengths = np.arange(1, ends[-1] + 1) - np.repeat(ends - lengths, lengths)
@@ -322,12 +337,14 @@ class GrnnEncoder(nn.Layer):
         return tuple(paddle.gather(t.reshape([batch * time, -1]), valid) for t in (states, top))
 
     def padded(self, emb, lengths):
-        """The encoding ("max") of padded sequences, in a static graph as well.
+        """The encoding of padded sequences, in a static graph as well.
 
-        emb: <float32>[batch, time, dim]; lengths: <int64>[batch] -> <float32>[batch, hidden]"""
-        states, _ = self.gru(emb, sequence_length=lengths)
-        valid = F.sequence_mask(lengths, paddle.shape(emb)[1], "float32").unsqueeze(-1)
-        return paddle.max(states * valid - (1 - valid), axis=1)  # no state is below -1
+        emb: <float32>[batch, time, dim]; lengths: <int64>[batch] -> <float32>[batch, output_size]
+        """
+        states, last = self.gru(emb, sequence_length=lengths)
+        valid = valid_steps(emb, lengths)
+        top = paddle.max(states * valid - (1 - valid), axis=1)  # no state is below -1
+        return top if self.pooling == "max" else paddle.concat([top, last[0]], axis=1)
 
 
 class PairwiseHingeLoss(nn.Layer):
@@ -457,6 +474,22 @@ class Towers(nn.Layer):
                     + self.click_gains[1] * mean_of_clicks(emb, lengths, every_prefix))
         return unit(user)
 
+    def padded(self, emb, lengths):
+        """The same over padded sequences, in a static graph as well.
+
+        emb: <float32>[batch, time, dim]; lengths: <int64>[batch] -> <float32>[batch, hidden]
+        """
+        user = self.user_fc(self.user_encoder.padded(emb, lengths))
+        if self.click_gains is not None:
+            # The mean as one product with its weights: Paddle 3.3 exports a sum wrongly of which
+            # the mean is taken as well.
+            valid = valid_steps(emb, lengths)
+            last = paddle.sum(emb * (valid - valid_steps(emb, lengths - 1)), axis=1)
+            weights = valid * paddle.reciprocal(paddle.cast(lengths, "float32")).reshape([-1, 1, 1])
+            user = (user + self.click_gains[0] * last
+                    + self.click_gains[1] * paddle.sum(emb * weights, axis=1))
+        return unit(user)
+
     def item(self, emb):
         """As SequenceSemanticRetrieval.encode_item, for this member."""
         return unit(emb if self.item_fc is None else self.item_fc(emb))
@@ -566,22 +599,46 @@ class SequenceSemanticRetrieval(nn.Layer):
 
     def padded(self, clicks, lengths, positive, negative):
         """cos(user, positive) and cos(user, negative), <float32>[batch] each, over padded sequences
-        and in a static graph as well. For one member with the pooling "max".
+        and in a static graph as well. For one member, of items without content.
 
         clicks: <int64>[batch, time]; lengths, positive, negative: <int64>[batch]
         """
         towers, = self.members
-        emb = self.embedding(clicks)
-        user = unit(towers.user_fc(towers.user_encoder.padded(emb, lengths)))
+        user = towers.padded(self.embedding(clicks), lengths)
         positive = towers.item(self.embedding(positive))
         negative = towers.item(self.embedding(negative))
         return paddle.sum(user * positive, axis=1), paddle.sum(user * negative, axis=1)
+
+    def padded_user(self, rows):
+        """The vectors of sessions, in a static graph as well.
+
+        rows: <int64>[batch, time, tokens], the rows of the table that make each click; -1 behind
+            the last row of a click and behind the last click. Each session has a click.
+        returns <float32>[batch, members * hidden] of length 1
+        """
+        lengths = paddle.sum(paddle.cast(paddle.max(rows, axis=2) >= 0, "int64"), axis=1)
+        return side_by_side([member.padded(part, lengths)
+                             for member, part in self._parts(self._padded_bags(rows))])
+
+    def padded_item(self, rows):
+        """The vectors of items, in a static graph as well.
+
+        rows: <int64>[items, tokens], padded as in padded_user
+        returns <float32>[items, members * hidden] of length 1
+        """
+        return self.encode_item(self._padded_bags(rows))
+
+    def _padded_bags(self, rows):
+        """The embedding of each bag, the sum of its rows: <int64>[.., tokens] ->
+        <float32>[.., members * dim]."""
+        there = paddle.cast(rows >= 0, "float32").unsqueeze(-1)
+        return paddle.sum(self.embedding(paddle.clip(rows, min=0)) * there, axis=-2)
 
     def _parts(self, emb):
         """Each member with its columns."""
         if len(self.members) == 1:
             return [(self.members[0], emb)]
-        return list(zip(self.members, paddle.split(emb, len(self.members), axis=1)))
+        return list(zip(self.members, paddle.split(emb, len(self.members), axis=-1)))
 
 
 def side_by_side(vectors):

@@ -448,7 +448,7 @@ def _some(ids, most=5):
 
 def build(args):
     """Makes an index of the items of a checkpoint."""
-    epoch, meta = find_checkpoint(args.model_dir, args.epoch)
+    epoch, meta = utils.find_checkpoint(args.model_dir, args.epoch)
     items = [Item(id, *item) for id, item in text.read_items(args.items_path).items()]
     tokens = check_build(args, items, **meta["model"])
     with store.building(args.index_dir, args.overwrite) as directory:
@@ -467,18 +467,6 @@ def build(args):
         store.create(directory, probes.shape[1], rows, details, probes, args.ivf_above, args.nlist,
                      args.nprobe)
     return info(args)
-
-
-def find_checkpoint(model_dir, epoch):
-    """(epoch, metadata) of the one asked for, the newest complete one for None. Raises
-    SetupError."""
-    if epoch is not None:
-        return epoch, utils.load_meta(model_dir, epoch)
-    epoch, meta = utils.newest_complete(model_dir)
-    if meta is None:
-        raise utils.SetupError(f"{model_dir} holds no complete epoch: train first, or see "
-                               "--model_dir")
-    return epoch, meta
 
 
 def check_build(args, items, vocab_size, num_tokens, **_):

@@ -254,6 +254,18 @@ def newest_complete(model_dir):
     return 0, None
 
 
+def find_checkpoint(model_dir, epoch):
+    """(epoch, metadata) of the one asked for, the newest complete one for None. Raises
+    SetupError."""
+    if epoch is not None:
+        return epoch, load_meta(model_dir, epoch)
+    epoch, meta = newest_complete(model_dir)
+    if meta is None:
+        raise SetupError(f"{model_dir} holds no complete epoch: train first, or see "
+                               "--model_dir")
+    return epoch, meta
+
+
 def check_vocab_size(meta, vocab_size):
     """Raises SetupError where a checkpoint was trained with another number of items."""
     if meta["model"]["vocab_size"] != vocab_size:
