@@ -41,6 +41,7 @@ SLICE = 64  # clicks whose sessions are encoded together
 MAX_LEN = 20  # newest clicks of a session that are encoded
 PARTS = ("readers", "content", "popularity", "transitions")
 BASELINES = ("popular", "frozen", "vsknn")
+DRAWN_FROM = 50  # queries: the recall of fewer is noise, and no point of the plot
 
 
 def parse_args(argv=None):
@@ -256,7 +257,7 @@ class Baseline:
 
     def rank(self, clicks, number):
         return self.method.rank(int(clicks.items[number]), clicks.before(number),
-                                clicks.times[number])
+                                clicks.times[number], clicks.session[number])
 
     def click(self, clicks, number):
         self.method.click(int(clicks.items[number]), clicks.before(number), clicks.times[number],
@@ -266,9 +267,11 @@ class Baseline:
 def replay(clicks, method, name):
     """Goes through all clicks. A click is told to the method when the first later one comes.
 
-    returns the ranks of the queries <int64>[queries], in order
+    returns the ranks of the queries <int64>[queries], in order; and how many clicks a second were
+    gone through from the first query on
     """
     ranks, waiting = [], []
+    first = begun = None  # the first query
     with tqdm(total=len(clicks.items), desc=name, unit="click", leave=False,
               disable=not sys.stderr.isatty()) as bar:
         for begin in range(0, len(clicks.items), SLICE):
@@ -280,10 +283,13 @@ def replay(clicks, method, name):
                         method.click(clicks, earlier)
                     waiting.clear()
                 if clicks.asked[number]:
+                    if first is None:
+                        first, begun = number, time.perf_counter()
                     ranks.append(method.rank(clicks, number))
                 waiting.append(number)
             bar.update(len(numbers))
-    return np.array(ranks, np.int64)
+    seconds = time.perf_counter() - begun if ranks else 1.0
+    return np.array(ranks, np.int64), (len(clicks.items) - (first or 0)) / seconds
 
 
 # --- parameters -----------------------------------------------------------------------------------
@@ -378,7 +384,8 @@ def draw(path, rows, k):
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharex=True)
     for panel, part in zip(panels, ("all", "unknown")):
         for method in dict.fromkeys(row[1] for row in rows):
-            chosen = [row for row in rows if row[1] == method and row[2] == part and row[3]]
+            chosen = [row for row in rows if row[1] == method and row[2] == part
+                      and row[3] >= DRAWN_FROM]
             panel.plot([row[0] for row in chosen], [row[4] for row in chosen], marker=".",
                        label=method)
         panel.set(title=f"{part} labels", xlabel="hour", ylabel=f"recall@{k}")
@@ -434,11 +441,8 @@ def evaluate(args):
     known = np.array([encoder.is_known(item) for item in clicks.items[clicks.asked]], bool)
     results = {}
     for name, make in make_methods(args, encoder, scoring, vocab_size).items():
-        method = make()
-        begin = time.time()
-        results[name] = replay(clicks, method, name)
-        print_metrics(name, results[name], known, args.topk,
-                      len(clicks.items) / (time.time() - begin))
+        results[name], rate = replay(clicks, make(), name)
+        print_metrics(name, results[name], known, args.topk, rate)
     rows = hourly(results, clicks.times[clicks.asked], known, args.topk)
     if args.table:
         write_table(args.table, rows, args.topk)

@@ -21,6 +21,8 @@ Either command writes to the output directory
 
     train_data/sessions.txt, test_data/sessions.txt and, when asked for, valid_data/sessions.txt:
                  a session a line, item ids 0..V-1 with a space between
+    train_times/sessions.txt and so on, with --keep_times or --train_times, --test_times: of the
+                 same shape, the time of each click in place of its item, in whole seconds
     vocab.txt    V
     items.txt    line i, from 0 on, is the raw id of item i, then a tab and its text if it has one
 
@@ -58,6 +60,7 @@ from text import TOKEN_FILES, ItemText
 TABLE_COLUMNS = {"session_column": "SessionId", "item_column": "ItemId", "time_column": "Time"}
 TABLE_FLAGS = (*TABLE_COLUMNS, "text_column", "field_columns", "separator")
 TEXT_FLAGS = ("min_token_count", "chinese_cutter", "all_items")
+PARTS = ("train", "valid", "test")
 SESSIONS_FILE = "sessions.txt"
 DAY_US = 86_400 * 1_000_000
 WRITE_SESSIONS = 500_000  # turned into text at a time
@@ -94,6 +97,8 @@ def parse_args(argv=None):
         help="length of the validation period before it (default: %(default)s, none)")
     add("--keep_unknown", action="store_true",
         help="keep validation and test items that training does not have")
+    add("--keep_times", action="store_true",
+        help="also write the times of the clicks, which evaluate_stream.py reads")
     add = _add_text_flags(clicks)
     add("--text_column", help="of a table: the text of the click's item; the newest counts")
     add("--field_columns", nargs="+", metavar="COLUMN",
@@ -105,6 +110,9 @@ def parse_args(argv=None):
         help="a session a line, raw ids of any kind with white space between")
     add("--valid_files", nargs="+", metavar="FILE", default=[])
     add("--test_files", nargs="+", metavar="FILE", default=[])
+    for part in PARTS:
+        add(f"--{part}_times", nargs="+", metavar="FILE", default=[],
+            help=f"the times of the clicks of --{part}_files: as many files of the same shape")
     add("--output_dir", required=True)
     _add_text_flags(sessions)
     args = parser.parse_args(argv)
@@ -144,6 +152,12 @@ def _check_flags(args, error):
     if not args.items_path and not columns and given(TEXT_FLAGS):
         source = "--items_path" + ", --text_column or --field_columns" * (args.command == "clicks")
         error(f"{', '.join(given(TEXT_FLAGS))}: only for items with text: give {source}")
+    if args.command == "sessions":
+        for part in PARTS:
+            files, times = (getattr(args, f"{part}_{kind}") for kind in ("files", "times"))
+            if times and len(files) != len(times):
+                error(f"--{part}_files are {len(files)} and --{part}_times {len(times)}: the first "
+                      "belongs to the first, and so on")
     args.min_token_count = args.min_token_count or 2
     if args.command == "clicks":
         for name, default in TABLE_COLUMNS.items():
@@ -233,7 +247,7 @@ def filter_and_split(clicks: pl.DataFrame, num_items: int, args, report) -> dict
         if part in parts:
             stage(part, parts[part], "its items are unknown to training: --keep_unknown keeps "
                   f"them; or change --{part}_days")
-    return {part: parts[part] for part in ("train", "valid", "test") if part in parts}
+    return {part: parts[part] for part in PARTS if part in parts}
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -255,10 +269,10 @@ def number_items(parts: dict, raw_items: pl.Series, earlier):
     return list(ids), new_id
 
 
-def group_sessions(clicks: pl.DataFrame) -> pl.DataFrame:
-    """Clicks in order of time -> one row a session, in order of their first clicks; its column
-    item is the list of items."""
-    return clicks.group_by("session", maintain_order=True).agg("item").select("item")
+def group_sessions(clicks: pl.DataFrame, columns=("item",)) -> pl.DataFrame:
+    """Clicks in order of time -> one row a session, in order of their first clicks; its columns
+    are lists."""
+    return clicks.group_by("session", maintain_order=True).agg(*columns).select(*columns)
 
 
 def write_sessions(file, sessions: pl.DataFrame, new_id) -> None:
@@ -275,6 +289,14 @@ def write_sessions(file, sessions: pl.DataFrame, new_id) -> None:
         })
         lines = numbered.group_by("session", maintain_order=True).agg("item")
         lines.select(pl.col("item").cast(pl.List(pl.String)).list.join(" ")) \
+            .write_csv(file, include_header=False, quote_style="never")
+
+
+def write_times(file, sessions: pl.DataFrame) -> None:
+    """The times of the clicks, as write_sessions writes their items, in whole seconds."""
+    for some in sessions.iter_slices(WRITE_SESSIONS):
+        seconds = pl.col("time").list.eval(pl.element() // 1_000_000)
+        some.select(seconds.cast(pl.List(pl.String)).list.join(" ")) \
             .write_csv(file, include_header=False, quote_style="never")
 
 
@@ -396,16 +418,17 @@ class Output:
     where it did not exist before. Raises DataError where there is something in the way.
     """
 
-    def __init__(self, directory, parts, inputs, tokens=False):
+    def __init__(self, directory, parts, inputs, tokens=False, times=()):
         """parts: of the sessions; inputs: files that must not be overwritten; tokens: whether
-        there will be the files of text.TOKEN_FILES."""
+        there will be the files of text.TOKEN_FILES; times: the parts with times."""
         self.directory = directory
         self.parts = parts
         self.names = [os.path.join(f"{part}_data", SESSIONS_FILE) for part in parts]
+        self.names += [os.path.join(f"{part}_times", SESSIONS_FILE) for part in times]
         self.names += ["items.txt", "vocab.txt", *TOKEN_FILES[:tokens * len(TOKEN_FILES)]]
         # Files of an earlier run, whose ids would be those of another vocabulary.
-        self.stale = [os.path.join("valid_data", SESSIONS_FILE),
-                      os.path.join("test_data", SESSIONS_FILE), *TOKEN_FILES]
+        self.stale = [*TOKEN_FILES, *(os.path.join(f"{part}_{kind}", SESSIONS_FILE)
+                                      for part in PARTS for kind in ("data", "times"))]
         self.stale = [name for name in self.stale if name not in self.names]
         self._check(inputs)
 
@@ -419,7 +442,7 @@ class Output:
                         and os.path.samefile(path, source):
                     raise DataError(f"{source}: this input would be replaced by the output: "
                                     "choose another --output_dir")
-        for part in ("train", "valid", "test"):
+        for part in PARTS:
             folder = os.path.join(self.directory, f"{part}_data")
             if not os.path.isdir(folder):
                 continue
@@ -452,8 +475,8 @@ class Output:
 
     def commit(self):
         """Moves all files to their names, replacing those of a previous run."""
-        for part in self.parts:
-            os.makedirs(os.path.join(self.directory, f"{part}_data"), exist_ok=True)
+        for name in self.names:
+            os.makedirs(os.path.dirname(os.path.join(self.directory, name)), exist_ok=True)
         for name in self.stale:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(self.directory, name))
@@ -475,9 +498,10 @@ def run_clicks(args):
     columns = args.text_column, args.field_columns
     has_text = bool(args.items_path or any(columns))
     inputs = [args.input] + [args.items_path] * bool(args.items_path)
+    times = parts if args.keep_times else []
     earlier = read_earlier(args.continue_from)
     has_tokens = check_continued(earlier, has_text)
-    with Output(args.output_dir, parts, inputs, has_tokens) as output:
+    with Output(args.output_dir, parts, inputs, has_tokens, times) as output:
         catalogue = text.read_items(args.items_path) if args.items_path else None
         log = open_log(args.input, args.layout, args.session_column, args.item_column,
                        args.time_column, args.separator)
@@ -488,11 +512,15 @@ def run_clicks(args):
             catalogue = {raw: ItemText(*content) for raw, content in found.items()}
         split = filter_and_split(clicks, len(raw_items), args, print_counts)
         del clicks  # the parts are copies
-        sessions = {part: group_sessions(split.pop(part)) for part in parts}
+        columns = ["item"] + ["time"] * args.keep_times
+        sessions = {part: group_sessions(split.pop(part), columns) for part in parts}
         raw_ids, new_id = number_items(sessions, raw_items, earlier.raw_ids if earlier else [])
         for part in parts:
             with output.create(os.path.join(f"{part}_data", SESSIONS_FILE)) as f:
                 write_sessions(f, sessions[part], new_id)
+        for part in times:
+            with output.create(os.path.join(f"{part}_times", SESSIONS_FILE)) as f:
+                write_times(f, sessions[part])
         num_train = sessions["train"]["item"].explode().n_unique()
         num_items = write_items(output, raw_ids, num_train, catalogue, args, earlier)
         output.commit()
@@ -538,16 +566,25 @@ def convert_file(path, vocabulary, out):
     return clicks, sessions
 
 
+def copy_times(path, out):
+    """The lines of a file of times, with a newline at the end; evaluate_stream.py checks them."""
+    with open(path, "rb") as f:
+        content = f.read().removeprefix(b"\xef\xbb\xbf")
+    out.write(content if content.endswith(b"\n") or not content else content + b"\n")
+
+
 def run_sessions(args):
     files = {"train": args.train_files, "valid": args.valid_files, "test": args.test_files}
     files = {part: paths for part, paths in files.items() if paths}
-    inputs = [path for paths in files.values() for path in paths]
+    times = {part: getattr(args, f"{part}_times") for part in PARTS}
+    times = {part: paths for part, paths in times.items() if paths}
+    inputs = [path for paths in (*files.values(), *times.values()) for path in paths]
     inputs += [args.items_path] * bool(args.items_path)
     earlier = read_earlier(args.continue_from)
     has_tokens = check_continued(earlier, bool(args.items_path))
     vocabulary = Vocabulary((raw.encode(), b"%d" % number)
                             for number, raw in enumerate(earlier.raw_ids if earlier else []))
-    with Output(args.output_dir, list(files), inputs, has_tokens) as output:
+    with Output(args.output_dir, list(files), inputs, has_tokens, list(times)) as output:
         catalogue = text.read_items(args.items_path) if args.items_path else None
         for part, paths in files.items():
             known = len(vocabulary)
@@ -560,6 +597,10 @@ def run_sessions(args):
             print_counts(part, clicks, sessions, len(vocabulary) - known)
             if part == "train":
                 num_train = len(vocabulary)
+        for part, paths in times.items():
+            with output.create(os.path.join(f"{part}_times", SESSIONS_FILE)) as out:
+                for path in paths:
+                    copy_times(path, out)
         raw_ids = [raw.decode() for raw in vocabulary]
         num_items = write_items(output, raw_ids, num_train, catalogue, args, earlier)
         output.commit()

@@ -22,7 +22,8 @@ def rank_among(scores, place, excluded):
 
 
 class Popular:
-    """The articles that were clicked most in the last `window` seconds.
+    """The articles that were clicked most in the last `window` seconds; of those that were clicked
+    equally often the one that was clicked last comes first.
 
     num_items: ids are below it
     """
@@ -30,19 +31,26 @@ class Popular:
     def __init__(self, num_items, window):
         self.window = window
         self.counts = np.zeros(num_items, np.int64)
+        self.newest = np.full(num_items, -np.inf)  # time of the last click
         self.recent = deque()
 
-    def rank(self, label, session, now):
+    def rank(self, label, session, now, session_id):
         while self.recent and self.recent[0][0] < now - self.window:
             self.counts[self.recent.popleft()[1]] -= 1
-        session = np.unique(session)
+        session = np.unique(np.array(session, np.int64))
         if label in session or not self.counts[label]:
-            return 0  # whatever was not clicked in the window ties with all the others
-        return rank_among(self.counts, label, session)
+            return 0  # whatever was not clicked in the window is no candidate
+        count = self.counts[label]
+        self.counts[session] *= -1  # aside, for a moment
+        equal = np.flatnonzero(self.counts == count)
+        better = int(np.count_nonzero(self.counts > count))
+        self.counts[session] *= -1
+        return better + int(np.count_nonzero(self.newest[equal] >= self.newest[label]))
 
     def click(self, item, session, time, session_id):
         self.recent.append((time, item))
         self.counts[item] += 1
+        self.newest[item] = time
 
 
 class VSKNN:
@@ -74,11 +82,11 @@ class VSKNN:
         self.newest[number] = self.clicks
         if item not in self.items[number]:
             self.items[number].append(item)
-            # No query takes more than the newest `sample` sessions of an item.
+            # No query takes more than `sample` sessions: those that came to it last are kept.
             self.having.setdefault(item, deque(maxlen=self.sample)).append(number)
 
-    def neighbours(self, session):
-        """(numbers <int64>[n], similarities <float64>[n]) of the k nearest sessions."""
+    def neighbours(self, session, session_id):
+        """(numbers <int64>[n], similarities <float64>[n]) of the k nearest other sessions."""
         weight = {item: place / len(session) for place, item in enumerate(session, 1)}
         found = [(np.fromiter(self.having[item], np.int64), weight[item])
                  for item in weight if item in self.having]
@@ -88,15 +96,17 @@ class VSKNN:
         shared = np.repeat([w for _, w in found], [len(part) for part, _ in found])
         numbers, inverse = np.unique(numbers, return_inverse=True)
         similarity = np.bincount(inverse, shared)
+        others = numbers != self.sessions.get(session_id, -1)
+        numbers, similarity = numbers[others], similarity[others]
         newest = np.argsort(-self.newest[numbers])[:self.sample]
         # Among equally similar ones the newest.
         nearest = newest[np.argsort(-similarity[newest], kind="stable")[:self.k]]
         return numbers[nearest], similarity[nearest]
 
-    def rank(self, label, session, now):
+    def rank(self, label, session, now, session_id):
         if label in session:
             return 0
-        numbers, similarity = self.neighbours(session)
+        numbers, similarity = self.neighbours(session, session_id)
         items = [self.items[number] for number in numbers]
         places = np.array([item for part in items for item in part], np.int64)
         np.add.at(self.scores, places, np.repeat(similarity, [len(part) for part in items]))

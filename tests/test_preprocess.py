@@ -775,3 +775,38 @@ def test_clicks_continue_an_earlier_run(tmp_path, capsys):
     assert run_clicks(more, tmp_path / "three", *KEEP_ALL, "--continue_from", tmp_path / "no") == 1
     assert "items.txt: No such file" in capsys.readouterr().err
     assert not (tmp_path / "three").exists()
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
+def test_times_have_the_shape_of_the_sessions(tmp_path):
+    clicks = [("a", "x", START), ("b", "y", START + 5), ("a", "y", START + 7.9),
+              ("c", "x", START + 3 * DAY), ("c", "z", START + 3 * DAY + 1)]
+    log = write_yoochoose(tmp_path / "log.dat", clicks + [("b", "x", START + 9)])
+    flags = ["--min_item_support", 1, "--keep_unknown"]
+    assert run_clicks(log, tmp_path / "out", *flags, "--keep_times") == 0
+    parts, _ = read_parts(tmp_path / "out")
+    assert parts == {"train": [["x", "y"], ["y", "x"]], "test": [["x", "z"]]}
+    times = {part: (tmp_path / "out" / f"{part}_times" / "sessions.txt").read_text()
+             for part in parts}
+    assert times == {"train": f"{START} {START + 7}\n{START + 5} {START + 9}\n",
+                     "test": f"{START + 3 * DAY} {START + 3 * DAY + 1}\n"}
+    # The next run, without times, must not leave those of other sessions.
+    assert run_clicks(log, tmp_path / "out", *flags) == 0
+    assert not list((tmp_path / "out").glob("*_times/*"))
+
+
+def test_times_of_sessions_are_copied(tmp_path):
+    for name, text in {"a": "x y", "b": "y z\n", "at": "1 2", "bt": "3 4\n", "c": "x q",
+                       "ct": "5 6"}.items():
+        (tmp_path / name).write_text(text)
+    command = ["sessions", "--train_files", *(str(tmp_path / name) for name in "ab"),
+               "--test_files", str(tmp_path / "c"), "--output_dir", str(tmp_path / "out")]
+    times = ["--train_times", str(tmp_path / "at"), str(tmp_path / "bt"), "--test_times",
+             str(tmp_path / "ct")]
+    assert preprocess.main(command + times) == 0
+    assert (tmp_path / "out/train_times/sessions.txt").read_text() == "1 2\n3 4\n"
+    assert (tmp_path / "out/test_times/sessions.txt").read_text() == "5 6\n"
+    with pytest.raises(SystemExit):
+        preprocess.main(command + times[:2])
