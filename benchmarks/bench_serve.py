@@ -1,0 +1,320 @@
+"""The server under load over loopback, a query by its parts, and a million items.
+
+    python benchmarks/bench_serve.py                     # 50,000 items, a trained model, HTTP
+    python benchmarks/bench_serve.py --items 1000000     # IVF against the exact search, no HTTP
+
+With 50,000 items a model with content learns sessions of make_sample.py, retrieve.py builds its
+index and serve.py serves it in a process of its own; this process is the client. Connections ask
+for sessions: first each as soon as its last answer is there, which is the most that the server can
+do, then at a given rate, alone and beside others that publish fresh articles and withdraw them and
+ask after each change whether it is seen.
+
+Above 200,000 items there is no training: vectors of 128 dimensions lie around centres as those of
+a trained model lie around topics. The sizes of the topics fall as 1 / rank; two items of a topic
+have a cosine of 0.55 in the mean. A query is the direction between two items of a topic and an
+offset of its own, as a session's vector is near the items of its clicks and not one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import common
+
+import numpy as np
+
+import make_sample
+import retrieve
+import store
+
+K = 20
+DIM, TOPICS, SPREAD = 128, 5000, 0.9  # of the synthetic vectors; spread: length of the offset
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=50_000)
+    parser.add_argument("--seconds", type=float, default=20, help="of each load")
+    parser.add_argument("--connections", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=100, help="requests a second, where paced")
+    parser.add_argument("--changes", type=float, default=100, help="adds, and removes, a second")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as work:
+        if args.items > 200_000:
+            return measure_search(work, args.items)
+        sessions = make_index(work, args.items)
+        print_load(args, work, sessions)
+        print_parts(os.path.join(work, "index"), sessions)
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+def make_index(work, num_items):
+    """Trains a model with content and builds its index. Returns sessions of raw ids."""
+    make_sample.write_sample(work, num_items, 2 * num_items, 2000, seed=0)
+    data = ["--train_dir", f"{work}/train_data", "--vocab_path", f"{work}/vocab.txt",
+            "--item_tokens", f"{work}/item_tokens.txt", "--model_dir", f"{work}/model"]
+    common.run_script("train.py", *data, "--recipe", "strong", "--epochs", 1, "--print_batch",
+                      10 ** 6)
+    common.run_script("retrieve.py", "build", "--index_dir", f"{work}/index", "--items_path",
+                      f"{work}/items.txt", "--tokens_path", f"{work}/tokens.txt", *data[4:])
+    with open(f"{work}/test_data/sessions.txt", encoding="utf-8") as f:
+        return [[f"n{int(item):04d}" for item in line.split()][-20:] for line in f]
+
+
+class Connection:
+    """As little of HTTP as it takes: the client's own time is in what it measures."""
+
+    def __init__(self, port):
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, method, path, body=None):
+        """(status, JSON)"""
+        return self.send(request(method, path, body))
+
+    def send(self, message):
+        self.socket.sendall(message)
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += self._more()
+        head, body = received.split(b"\r\n\r\n", 1)
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        while len(body) < length:
+            body += self._more()
+        return int(head[9:12]), body
+
+    def _more(self):
+        part = self.socket.recv(1 << 16)
+        if not part:
+            raise ConnectionError("the server hung up")
+        return part
+
+
+def request(method, path, body=None):
+    content = b"" if body is None else json.dumps(body).encode()
+    return (f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n").encode() + content
+
+
+def ids_for(connection, session):
+    status, body = connection.ask("POST", "/recommend", {"session": session, "k": K})
+    return [hit["id"] for hit in json.loads(body)["hits"]] if status == 200 else None
+
+
+def print_load(args, work, sessions):
+    environment = {**os.environ, "SSR_TOKEN": ""}
+    server = subprocess.Popen([sys.executable, os.path.join(common.ROOT, "serve.py"), "--port", "0",
+                               "--index_dir", f"{work}/index"], env=environment, text=True,
+                              stdout=subprocess.PIPE)
+    try:
+        port = int(server.stdout.readline().rsplit(":", 1)[1])
+        headlines = make_sample.make_headlines(args.items, 0)
+        probes = find_probes(Connection(port), sessions, headlines)
+        print("| /recommend | requests | a second | p50, ms | p99, ms | max, ms | failed | "
+              "adds / s | removes / s | not seen |\n|" + "---|" * 10)
+        load(args, port, sessions, float("inf"))  # a warm-up
+        print_row("as fast as it can", load(args, port, sessions, float("inf")))
+        print_row("as fast, beside changes", load(args, port, sessions, float("inf"), probes))
+        print_row("paced", load(args, port, sessions, args.rate))
+        print_row("paced, beside changes", load(args, port, sessions, args.rate, probes))
+    finally:
+        server.terminate()
+        server.communicate()
+    if server.returncode:
+        raise SystemExit(f"the server ended with the code {server.returncode}")
+
+
+def find_probes(connection, sessions, headlines, wanted=50):
+    """Pairs (session, headline) such that a fresh article of the headline is among the first 20
+    for the session: those show whether an add is seen."""
+    probes = []
+    for number, session in enumerate(sessions):
+        headline = headlines[int(session[-1][1:])]
+        connection.ask("PUT", "/items/probe", {"text": headline})
+        if "probe" in ids_for(connection, session):
+            probes.append((session, headline))
+        if len(probes) == wanted:
+            break
+    connection.ask("DELETE", "/items/probe")
+    if len(probes) < 10:
+        raise SystemExit(f"only {len(probes)} of {number + 1} headlines are found by their session")
+    return probes
+
+
+class Load:
+    """What happened. times: seconds of each request for recommendations; the rest are counts"""
+
+    def __init__(self):
+        self.times, self.failed, self.added, self.removed, self.unseen = [], 0, 0, 0, 0
+        self.seconds = 0
+
+
+def load(args, port, sessions, rate, probes=None):
+    """Asks for args.seconds, so many times a second, beside changes where there are probes. Returns
+    a Load."""
+    result, begin = Load(), time.perf_counter()
+    end, asked, changed = begin + args.seconds, itertools.count(), itertools.count()
+    messages = [request("POST", "/recommend", {"session": session, "k": K})
+                for session in sessions]
+
+    def read():
+        connection = Connection(port)
+        for number in asked:
+            wait_until(begin + number / rate)
+            sent = time.perf_counter()
+            if sent > end:
+                return
+            status, _ = connection.send(messages[number % len(messages)])
+            result.times.append(time.perf_counter() - sent)
+            result.failed += status != 200
+
+    def write():
+        connection = Connection(port)
+        for number in changed:
+            wait_until(begin + number / args.changes)
+            if time.perf_counter() > end:
+                return
+            change(connection, f"fresh{number}", *probes[number % len(probes)], result)
+
+    threads = [threading.Thread(target=run) for run in [read, write][:1 + bool(probes)]
+               for _ in range(args.connections)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    result.seconds = time.perf_counter() - begin
+    return result
+
+
+def wait_until(moment):
+    time.sleep(max(0, moment - time.perf_counter()))
+
+
+def change(connection, id, session, headline, result):
+    """Publishes and withdraws an article, and looks for it after each."""
+    added, _ = connection.ask("PUT", f"/items/{id}", {"text": headline})
+    found = ids_for(connection, session)
+    removed, _ = connection.ask("DELETE", f"/items/{id}")
+    left = ids_for(connection, session)
+    result.failed += (added != 200) + (removed != 200) + (found is None) + (left is None)
+    result.unseen += (id not in (found or [])) + (id in (left or []))
+    result.added += added == 200
+    result.removed += removed == 200
+
+
+def print_row(name, result):
+    p50, p99 = np.percentile(result.times, [50, 99]) * 1e3
+    print(f"| {name} | {len(result.times)} | {len(result.times) / result.seconds:.0f} | {p50:.2f} "
+          f"| {p99:.2f} | {max(result.times) * 1e3:.1f} | {result.failed} | "
+          f"{result.added / result.seconds:.0f} | {result.removed / result.seconds:.0f} | "
+          f"{result.unseen} |", flush=True)
+
+
+# --- a query by its parts -------------------------------------------------------------------------
+
+
+def print_parts(path, sessions):
+    """Milliseconds of a query, one core, without HTTP."""
+    with retrieve.Index.open(path, writable=True) as index:
+        index.warm_up()
+        encoder, opened = index._encoder, index.store
+        found = [opened.find(sorted(set(session))) for session in sessions[:200]]
+        bags = [[known[id].bag for id in session] for session, known in zip(sessions, found)]
+        users = [encoder.sessions([bag]) for bag in bags]
+        keys = [opened.search(user, K)[1][0].tolist() for user in users]
+        parts = [
+            ("find the clicks", lambda i: opened.find(sorted(set(sessions[i])))),
+            ("encode the session", lambda i: encoder.sessions([bags[i]])),
+            ("search", lambda i: opened.search(users[i], K)),
+            ("fetch the texts", lambda i: opened.texts(keys[i])),
+            ("all of Index.query", lambda i: index.query(sessions[i], K))]
+        print("\n| part | ms |\n|---|---|")
+        for name, part in parts:
+            seconds = common.timed(lambda: [part(i) for i in range(len(bags))], 1) / len(bags)
+            print(f"| {name} | {seconds * 1e3:.3f} |")
+
+
+# --- a million items ------------------------------------------------------------------------------
+
+
+def make_vectors(count, queries):
+    """Vectors <float32>[count, DIM] around centres, and queries <float32>[queries, DIM]."""
+    random = np.random.default_rng(0)
+    centres = unit(random.normal(size=(TOPICS, DIM)))
+    share = 1 / np.arange(1, TOPICS + 1)
+    topic = random.choice(TOPICS, count, p=share / share.sum())
+
+    def near(vectors):
+        offset = random.standard_normal(vectors.shape, np.float32) * (SPREAD / DIM ** 0.5)
+        return unit(vectors + offset)
+
+    vectors = near(centres[topic])
+    first = random.integers(0, count, queries)
+    ranked = np.argsort(topic, kind="stable")  # neighbours there are mostly of one topic
+    place = np.empty(count, np.int64)
+    place[ranked] = np.arange(count)
+    second = ranked[np.minimum(place[first] + 1, count - 1)]
+    return vectors, near(unit(vectors[first] + vectors[second]))
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def measure_search(work, count):
+    begin = time.time()
+    vectors, queries = make_vectors(count, 2200)
+    bag = np.zeros(1, np.int32)
+    rows = (store.Row(f"n{i}", f"text {i}", bag, vector) for i, vector in enumerate(vectors))
+    path = os.path.join(work, "index")
+    with store.building(path) as directory:
+        store.create(directory, DIM, rows, {}, queries[:200])
+    built, begin = time.time() - begin, time.time()
+    with store.Store(path, writable=True) as opened:
+        opening, asked = time.time() - begin, queries[200:]
+        times, found = [], []
+        for query in asked:
+            begin = time.perf_counter()
+            found.append(opened.search(query[None], K)[1][0])
+            times.append(time.perf_counter() - begin)
+        wanted = np.concatenate([exact(vectors, asked[i:i + 50]) for i in range(0, 1000, 50)])
+        recall = store.recall(np.array(found[:1000]) - 1, wanted)  # keys begin at 1
+        index = opened._vectors.index
+        p50, p99 = np.percentile(times, [50, 99]) * 1e3
+        begin = time.perf_counter()
+        for i in range(200):
+            opened.put([store.Row(f"n{i}", "changed", bag, vectors[i + 1])])
+        put = (time.perf_counter() - begin) / 200
+        begin = time.perf_counter()
+        opened.size()
+        size = time.perf_counter() - begin
+        begin = time.perf_counter()
+        _, complete = opened.browse(["no such text"], K)
+        browse = time.perf_counter() - begin
+    print("| items | lists | looked into | recall@20 | ms a query | p50 | p99 | a change, ms | "
+          "build, s | open, s |\n|" + "---|" * 10)
+    print(f"| {count} | {index.nlist} | {index.nprobe} | {recall:.4f} | {np.mean(times) * 1e3:.2f} "
+          f"| {p50:.2f} | {p99:.2f} | {put * 1e3:.2f} | {built:.0f} | {opening:.1f} |")
+    print(f"\nthe size in {size * 1e3:.2f} ms; a search of the texts that finds nothing in "
+          f"{browse * 1e3:.0f} ms, {'all' if complete else 'not all'} looked at")
+
+
+def exact(vectors, queries):
+    """<int64>[queries, K]: the nearest vectors."""
+    scores = queries @ vectors.T
+    return np.argpartition(-scores, K, axis=1)[:, :K]
+
+
+if __name__ == "__main__":
+    main()
