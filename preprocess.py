@@ -106,7 +106,9 @@ def parse_args(argv=None):
     add("--train_files", required=True, nargs="+", metavar="FILE",
         help="a session a line, raw ids of any kind with white space between")
     add("--valid_files", nargs="+", metavar="FILE", default=[])
-    add("--test_files", required=True, nargs="+", metavar="FILE")
+    add("--test_files", nargs="+", metavar="FILE", default=[])
+    add("--known_items", metavar="FILE", help="an items.txt of before: its items keep their ids, "
+        "new ones come behind them, which is what train.py --init_from needs")
     for part in PARTS:
         add(f"--{part}_times", nargs="+", metavar="FILE", default=[],
             help=f"the times of the clicks of --{part}_files: as many files of the same shape")
@@ -361,8 +363,8 @@ class Output:
         self.names += [os.path.join(f"{part}_times", SESSIONS_FILE) for part in times]
         self.names += ["items.txt", "vocab.txt", *TOKEN_FILES[:tokens * len(TOKEN_FILES)]]
         # Files of an earlier run, whose ids would be those of another vocabulary.
-        self.stale = [os.path.join("valid_data", SESSIONS_FILE), *TOKEN_FILES,
-                      *(os.path.join(f"{part}_times", SESSIONS_FILE) for part in PARTS)]
+        self.stale = [*TOKEN_FILES, *(os.path.join(f"{part}_{kind}", SESSIONS_FILE)
+                                      for part in PARTS for kind in ("data", "times"))]
         self.stale = [name for name in self.stale if name not in self.names]
         self._check(inputs)
 
@@ -488,6 +490,21 @@ def convert_file(path, vocabulary, out):
     return clicks, sessions
 
 
+def read_vocabulary(path):
+    """A Vocabulary with the items of an items.txt; an empty one without a path. Raises
+    DataError."""
+    vocabulary = Vocabulary()
+    if path:
+        with open(path, "rb") as f:
+            for line, content in enumerate(f, 1):
+                raw = content.rstrip(b"\r\n").split(b"\t")[0]
+                if not raw or raw in vocabulary:
+                    raise DataError(f"{path}, line {line}: {raw.decode(errors='replace')!r} is no "
+                                    "raw id of an item, or one that was there before")
+                vocabulary[raw]
+    return vocabulary
+
+
 def copy_times(path, out):
     """The lines of a file of times, with a newline at the end; evaluate_stream.py checks them."""
     with open(path, "rb") as f:
@@ -502,7 +519,9 @@ def run_sessions(args):
     times = {part: paths for part, paths in times.items() if paths}
     inputs = [path for paths in (*files.values(), *times.values()) for path in paths]
     inputs += [args.items_path] * bool(args.items_path)
-    vocabulary = Vocabulary()
+    vocabulary = read_vocabulary(args.known_items)
+    if args.known_items:
+        inputs.append(args.known_items)
     with Output(args.output_dir, list(files), inputs, bool(args.items_path),
                 list(times)) as output:
         catalogue = text.read_items(args.items_path) if args.items_path else None

@@ -125,6 +125,9 @@ def add_recipe_flags(parser):
         f"recall@{VALID_K} on --valid_dir")
     add("--log_dir", help="also write scalars for VisualDL there")
     add("--resume", action="store_true", help="go on from the newest complete epoch in --model_dir")
+    add("--init_from", metavar="MODEL_DIR", help="begin with the parameters, the optimizer's state "
+        "and the item clicks of the newest complete epoch there; the vocabulary may have more "
+        "items behind those that it was trained with")
 
 
 def parse_given(parser, argv=None):
@@ -201,6 +204,52 @@ def restore_flags(args, given, meta):
     elif args.lr_schedule == "linear" and args.epochs != meta["run"]["epochs"]:
         logger.warning("the learning rate falls as in a run of %d epochs from here on, it was one "
                        "of %d", args.epochs, meta["run"]["epochs"])
+
+
+def adopt_architecture(args, given, vocab_size):
+    """Overwrites what decides the shapes of the parameters by what --init_from was trained with.
+    Raises SetupError where that does not fit."""
+    epoch, meta = utils.newest_complete(args.init_from)
+    if not meta:
+        raise utils.SetupError(f"--init_from: {args.init_from} holds no complete epoch")
+    if meta["model"]["vocab_size"] > vocab_size:
+        raise utils.SetupError(f"--init_from: {args.init_from} was trained with "
+                               f"{meta['model']['vocab_size']} items and the vocabulary file says "
+                               f"{vocab_size}: it must have those items, and new ones behind them")
+    for name in MODEL_FLAGS:
+        value = meta["model"][name]
+        if getattr(given, name) not in (None, value):
+            raise utils.SetupError(f"--{name} {getattr(given, name)} contradicts --init_from, "
+                                   f"which was trained with {value}: leave the flag out")
+        setattr(args, name, value)
+    logger.info("begins with %s/epoch_%d", args.init_from, epoch)
+
+
+def grow(model, optimizer, model_dir, epoch):
+    """Loads a checkpoint with as many items or fewer. The rows of new items stay as they are, the
+    optimizer knows nothing of them yet, and clicks add up. Raises SetupError."""
+    old = utils.load_state(model_dir, epoch, ".pdparams")
+    for name, value in model.state_dict().items():
+        if name == "item_clicks":
+            old[name] = _with_rows_of(np.zeros_like(value.numpy()), old[name]) + value.numpy()
+        elif name == "embedding.weight":
+            num_items, old[name] = len(old[name]), _with_rows_of(value.numpy(), old[name])
+    model.set_state_dict({name: paddle.to_tensor(value) for name, value in old.items()})
+    state = utils.load_state(model_dir, epoch, ".pdopt")
+    name = model.embedding.weight.name
+    for key, value in state.items():
+        if key.startswith(name) and len(value.shape) == 2 and value.shape[0] == num_items:
+            # Adagrad begins with its sums of squares at 0 as well.
+            state[key] = paddle.to_tensor(_with_rows_of(
+                np.zeros([model.vocab_size, value.shape[1]], np.float32), value))
+    optimizer.set_state_dict(state)
+
+
+def _with_rows_of(array, first):
+    """A copy of the array with the rows of another one in place of its first ones."""
+    array = array.copy()
+    array[:len(first)] = np.asarray(first)
+    return array
 
 
 def build(args, dataset):
@@ -329,7 +378,9 @@ def prepare(args, given):
     if meta:
         utils.check_vocab_size(meta, dataset.vocab_size)
         restore_flags(args, given, meta)
-    elif args.resume:
+    if args.init_from and not meta:
+        adopt_architecture(args, given, dataset.vocab_size)
+    if args.resume and not meta:
         logger.warning("%s holds no complete epoch, training starts anew", args.model_dir)
     if not dataset.num_steps(args.batch_size, args.num_devices):
         raise utils.SetupError(f"{len(dataset)} sessions are less than one step of "
@@ -347,6 +398,8 @@ def train(args, given):
     if run.meta:
         restore(model, optimizer, args.model_dir, run.done)
         logger.info("going on from %s/epoch_%d", args.model_dir, run.done)
+    elif args.init_from:
+        grow(model, optimizer, args.init_from, utils.newest_complete(args.init_from)[0])
     logger.info("%d sessions, %d clicks, %d items", len(run.dataset), len(run.dataset.items),
                 run.dataset.vocab_size)
     if world_size > 1:

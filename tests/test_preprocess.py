@@ -742,3 +742,20 @@ def test_times_of_sessions_are_copied(tmp_path):
     assert (tmp_path / "out/test_times/sessions.txt").read_text() == "5 6\n"
     with pytest.raises(SystemExit):
         preprocess.main(command + times[:2])
+
+
+def test_known_items_keep_their_ids(tmp_path):
+    (tmp_path / "a").write_text("x y\ny z\n")
+    (tmp_path / "b").write_text("new y\nx newer\n")
+    out = tmp_path / "out"
+    assert preprocess.main(["sessions", "--train_files", str(tmp_path / "a"), "--test_files",
+                            str(tmp_path / "b"), "--output_dir", str(tmp_path / "first")]) == 0
+    (tmp_path / "items.txt").write_text("x\tits text\ny\nz\n")
+    command = ["sessions", "--train_files", str(tmp_path / "b"), "--output_dir", str(out),
+               "--known_items"]
+    assert preprocess.main([*command, str(tmp_path / "items.txt")]) == 0
+    assert (out / "train_data/sessions.txt").read_text() == "3 1\n0 4\n"
+    assert (out / "items.txt").read_text() == "x\ny\nz\nnew\nnewer\n"
+    assert (out / "vocab.txt").read_text() == "5\n"
+    (tmp_path / "items.txt").write_text("x\nx\n")
+    assert preprocess.main([*command, str(tmp_path / "items.txt")]) == 1

@@ -525,3 +525,60 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(utils.SetupError, match="No space left"):
         utils.write_atomically(str(path), fail)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+# --- a catalogue that grows -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
+def test_a_warm_start_takes_over_all_that_was_trained(in_sample, optimizer):
+    assert run_train("--epochs", 1, "--optimizer", optimizer) == 0
+    items = int((in_sample / "vocab.txt").read_text())
+    (in_sample / "more.txt").write_text(f"{items + 7}\n")
+    (in_sample / "new").mkdir()
+    (in_sample / "new" / "s.txt").write_text(f"0 {items} {items + 1}\n{items} 1\n")
+    # A learning rate of 0 leaves everything as it was taken over.
+    assert train.main(["--train_dir", "new", "--vocab_path", "more.txt", "--epochs", "1",
+                       "--optimizer", optimizer, "--init_from", "model_output", "--model_dir",
+                       "grown", "--base_lr", "0"]) == 0
+    old, new = state("model_output", 1), state("grown", 1)
+    np.testing.assert_array_equal(old["embedding.weight"], new["embedding.weight"][:items])
+    assert np.abs(new["embedding.weight"][items:]).min() > 0
+    clicks = np.pad(old["item_clicks"], (0, 7))
+    clicks[[0, 1, items, items + 1]] += [1, 1, 2, 1]
+    np.testing.assert_array_equal(new["item_clicks"], clicks)
+    for name in old.keys() - {"embedding.weight", "item_clicks"}:
+        np.testing.assert_array_equal(old[name], new[name])
+    before, after = (state(path, 1, ".pdopt") for path in ("model_output", "grown"))
+    assert before.keys() == after.keys()
+    moments = [name for name in before if name.startswith("emb.item") and before[name].ndim == 2]
+    assert moments
+    for name in moments:
+        assert after[name].shape[0] == items + 7
+        # Rows that the new sessions do not touch.
+        np.testing.assert_array_equal(after[name][2:items][before[name][2:items] == 0], 0)
+        assert (after[name][:items][before[name] != 0] != 0).all()
+
+
+def test_a_warm_start_goes_on_and_is_resumed(in_sample, capsys):
+    assert run_train("--epochs", 1) == 0
+    assert train.main(["--init_from", "model_output", "--model_dir", "next", "--epochs", "1"]) == 0
+    first = float(re.findall(r"avg_cost:(\S+)", capsys.readouterr().out)[-1])
+    assert train.main(["--resume", "--init_from", "model_output", "--model_dir", "next", "--epochs",
+                       "2"]) == 0
+    assert "epoch:2 avg_cost" in capsys.readouterr().out
+    assert first < 0.8
+
+
+def test_a_warm_start_that_does_not_fit_is_refused(in_sample, capsys):
+    assert run_train("--epochs", 1) == 0
+    assert train.main(["--init_from", "nowhere"]) == 1
+    assert "nowhere holds no complete epoch" in capsys.readouterr().err
+    assert train.main(["--init_from", "model_output", "--hidden_size", "9"]) == 1
+    assert "--hidden_size 9 contradicts --init_from" in capsys.readouterr().err
+    (in_sample / "less.txt").write_text("59\n")
+    (in_sample / "new").mkdir()
+    (in_sample / "new" / "s.txt").write_text("0 1\n")
+    assert train.main(["--init_from", "model_output", "--vocab_path", "less.txt", "--train_dir",
+                       "new", "--model_dir", "next"]) == 1
+    assert "it must have those items" in capsys.readouterr().err
