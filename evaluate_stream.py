@@ -58,6 +58,8 @@ def parse_args(argv=None):
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items of "
         "these sessions; it may be more than the model was trained with")
     add("--model_dir", default="model_output", help="where train.py saved epoch_N")
+    add("--item_tokens", default="item_tokens.txt", metavar="FILE", help="for a model that was "
+        "trained with it: line i is the tokens of item i, of all of --vocab_path")
     add("--epoch", type=positive, help="the newest complete one when not given")
     add("--scoring", help="the parameters of the score; MODEL_DIR/stream.json when not given, "
         "the defaults of stream.py where there is no such file")
@@ -137,30 +139,48 @@ def in_order(data, times, warm=None, warm_times=None, warm_seconds=86400):
 
 
 class Encoder:
-    """The vectors of sessions, in which articles that training did not know stand as well.
+    """The vectors of sessions, in which articles that the model does not know stand as well.
 
     In a model with a tied item tower an article's vector is the direction of its embedding. So that
-    of its readers, at the mean length of the table's rows, is an embedding for it. In other models
+    of its readers, at the mean length of the trained ones, is an embedding for it. In other models
     such clicks are skipped.
+
+    vocab_size: of the sessions, which may be more than the model's
+    item_tokens: reader.ItemTokens of so many items, None for a model without content
     """
 
-    def __init__(self, model, known):
-        self.model, self.known = model, known
-        self.table = model.embedding.weight.numpy()
-        self.length = float(np.linalg.norm(self.table[known], axis=1).mean())
+    def __init__(self, model, vocab_size, item_tokens=None):
+        self.model = model
+        clicks = model.item_clicks.numpy()
+        # Articles of the day come behind those that the model has.
+        self.known = np.pad(clicks, (0, vocab_size - len(clicks))) > 0
+        content = item_tokens and reader.ItemContent(self.known, item_tokens,
+                                                     token_row=len(clicks))
+        self.has_vector = content.has_vector if content else self.known
+        self.table, self.vectors = self._encode_items(content)
+        self.dim = self.vectors.shape[1]
+        self.length = float(np.linalg.norm(self.table[self.known], axis=1).mean())
         self.tied = all(member.item_fc is None for member in model.members)
 
-    @property
-    def dim(self):
-        """Of the vectors of users and items."""
-        return self.model.item(np.zeros(1, np.int64)).shape[1]
-
-    def is_known(self, item):
-        return item < len(self.known) and self.known[item]
+    @paddle.no_grad()
+    def _encode_items(self, content):
+        """Embeddings and vectors <float32>[vocab_size, dim] of all items, zeros for those without
+        one."""
+        ids = np.flatnonzero(self.has_vector)
+        embeddings = vectors = None
+        for chunk in np.array_split(ids, -(-len(ids) // evaluation.CLICKS_AT_A_TIME)):
+            bags = content and content.bags(chunk)
+            emb = self.model.embed(bags.rows, bags) if content else self.model.embed(chunk)
+            found = self.model.encode_item(emb)
+            if vectors is None:
+                embeddings, vectors = (np.zeros((len(self.known), x.shape[1]), np.float32)
+                                       for x in (emb, found))
+            embeddings[chunk], vectors[chunk] = emb.numpy(), found.numpy()
+        return embeddings, vectors
 
     def embedding(self, item, state):
         """<float32>[dim], or None."""
-        if self.is_known(item):
+        if self.has_vector[item]:
             return self.table[item]
         vector = state.vector(item) if self.tied and state is not None else None
         return None if vector is None else vector * self.length
@@ -182,15 +202,6 @@ class Encoder:
                 result[place] = vector
         return result
 
-    @paddle.no_grad()
-    def items(self):
-        """<float32>[V, dim]: the trained vectors of all items, zeros for those without one."""
-        vectors = np.zeros((len(self.known), self.dim), np.float32)
-        ids = np.flatnonzero(self.known)
-        for chunk in np.array_split(ids, -(-len(ids) // evaluation.CLICKS_AT_A_TIME)):
-            vectors[chunk] = self.model.item(chunk).numpy()
-        return vectors
-
 
 class Live:
     """The score of stream.py.
@@ -200,9 +211,9 @@ class Live:
 
     def __init__(self, encoder, scoring, age, collect=None):
         self.encoder, self.scoring, self.collect = encoder, scoring, collect
-        vectors = encoder.items()
         self.state = stream.Stream(
-            encoder.dim, lambda item: vectors[item] if encoder.is_known(item) else None, age)
+            encoder.dim, lambda item: encoder.vectors[item] if encoder.has_vector[item] else None,
+            age)
         self.users = {}
 
     def prepare(self, clicks, numbers):
@@ -226,7 +237,7 @@ class Frozen:
     """The model as it was trained: the cosine with every article that it knows."""
 
     def __init__(self, encoder):
-        self.encoder, self.vectors = encoder, encoder.items()
+        self.encoder = encoder
         self.users = {}
 
     def prepare(self, clicks, numbers):
@@ -235,12 +246,11 @@ class Frozen:
 
     def rank(self, clicks, number):
         label, session, user = clicks.items[number], clicks.before(number), self.users[number]
-        if user is None or not self.encoder.is_known(label) or label in session:
+        if user is None or not self.encoder.has_vector[label] or label in session:
             return 0
-        scores = self.vectors @ user
-        scores[~self.encoder.known] = -np.inf
-        session = [item for item in set(session) if item < len(scores)]
-        return rank_among(scores, label, session)
+        scores = self.encoder.vectors @ user
+        scores[~self.encoder.has_vector] = -np.inf
+        return rank_among(scores, label, list(set(session)))
 
     def click(self, clicks, number):
         pass
@@ -319,7 +329,7 @@ def fit(args, clicks, encoder):
 
     def collect(state, label, user, session, now):
         if random.random() < share:
-            weight = 1.0 if encoder.is_known(label) else args.unknown_weight
+            weight = 1.0 if encoder.known[label] else args.unknown_weight
             examples.add(state, label, user, session, now, weight)
     replay(clicks, Live(encoder, stream.Scoring(), args.age, collect), "fit")
     if not len(examples):
@@ -409,8 +419,8 @@ def load_clicks(args):
     return in_order(*data, *warm), vocab_size
 
 
-def load_encoder(args):
-    """Raises SetupError."""
+def load_encoder(args, vocab_size):
+    """Raises DataError, SetupError."""
     epoch, meta = ((args.epoch, utils.load_meta(args.model_dir, args.epoch)) if args.epoch
                    else utils.newest_complete(args.model_dir))
     if not meta:
@@ -418,7 +428,14 @@ def load_encoder(args):
                                "--model_dir")
     model = evaluation.load_model(args.model_dir, epoch, meta)
     model.freeze()
-    return Encoder(model, model.item_clicks.numpy() > 0)
+    if model.vocab_size > vocab_size:
+        raise utils.SetupError(f"the checkpoint was trained with {model.vocab_size} items and "
+                               f"{args.vocab_path} says {vocab_size}: those of training come "
+                               "first, what is new behind them")
+    tokens = None
+    if model.num_tokens:
+        tokens = reader.load_item_tokens(args.item_tokens, vocab_size, model.num_tokens)
+    return Encoder(model, vocab_size, tokens)
 
 
 def make_methods(args, encoder, scoring, vocab_size):
@@ -434,11 +451,11 @@ def evaluate(args):
     """Returns 0."""
     utils.check_version()
     utils.set_device(args.use_cuda)
-    encoder = load_encoder(args)
     clicks, vocab_size = load_clicks(args)
+    encoder = load_encoder(args, vocab_size)
     print(f"{len(clicks.items)} clicks, {clicks.asked.sum()} queries")
     scoring = fit(args, clicks, encoder) if args.fit else read_scoring(args)
-    known = np.array([encoder.is_known(item) for item in clicks.items[clicks.asked]], bool)
+    known = encoder.known[clicks.items[clicks.asked]]
     results = {}
     for name, make in make_methods(args, encoder, scoring, vocab_size).items():
         results[name], rate = replay(clicks, make(), name)

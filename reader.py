@@ -497,19 +497,21 @@ class ItemContent:
     item_tokens: ItemTokens
     id_dropout: share of the items of a batch that leave out their own row, so that the tokens
         learn to carry an item alone; those without a token keep it
+    token_row: the row of token 0, which is how many items the model has; V where not given, but a
+        catalogue may have grown since
     """
 
-    def __init__(self, clicked, item_tokens, id_dropout=0.0):
+    def __init__(self, clicked, item_tokens, id_dropout=0.0, token_row=None):
         self.num_tokens = item_tokens.num_tokens
         self.id_dropout = id_dropout
-        vocab_size = len(clicked)
+        token_row = len(clicked) if token_row is None else token_row
         counts = np.diff(item_tokens.offsets)
         self.own = clicked.astype(np.int64)  # rows of the item itself, the first ones of its bag
         self.optional = clicked & (counts > 0)
         self.offsets = np.concatenate([[0], np.cumsum(counts + self.own)])
         self.rows = np.empty(self.offsets[-1], np.int32)
         self.rows[self.offsets[:-1][clicked]] = np.flatnonzero(clicked)
-        self.rows[ragged_arange(self.offsets[:-1] + self.own, counts)] = (vocab_size
+        self.rows[ragged_arange(self.offsets[:-1] + self.own, counts)] = (token_row
                                                                          + item_tokens.tokens)
 
     @property
