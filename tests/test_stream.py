@@ -469,3 +469,23 @@ def test_session_knn_takes_the_newest_sessions():
         method.click(item, [0], 0, session)
     assert method.rank(1, [0], 1, 9) == 0
     assert method.rank(2, [0], 1, 9) == method.rank(3, [0], 1, 9) == 2
+
+
+def test_words_give_an_article_of_the_day_its_vector(trained, capsys):
+    """With content the frozen model ranks what training never saw, and the stream knows its
+    words."""
+    write(trained / "item_tokens.txt", *(f"{item % 8} {8 + item % 5}" for item in range(160)))
+    write(trained / "known_tokens.txt", *(f"{item % 8} {8 + item % 5}" for item in range(110)))
+    write(trained / "known_vocab.txt", "110")
+    assert train.main(["--train_dir", "day1", "--vocab_path", "known_vocab.txt", "--recipe",
+                       "strong", "--epochs", "1", "--embedding_dim", "8", "--hidden_size", "8",
+                       "--num_negatives", "20", "--item_tokens", "known_tokens.txt", "--model_dir",
+                       "words"]) == 0
+    capsys.readouterr()
+    assert run(2, "--model_dir", "words", "--baselines", "frozen") == 0
+    out = capsys.readouterr().out
+    recall = {tuple(line.split()[:2]): float(line.split("recall@20:")[1].split()[0])
+              for line in out.splitlines() if "recall@20:" in line}
+    assert recall["frozen", "unknown"] > 0 and recall["stream", "unknown"] > 0
+    assert run(2, "--model_dir", "words", "--item_tokens", "known_tokens.txt") == 1
+    assert "known_tokens.txt holds 110 lines" in capsys.readouterr().err
