@@ -554,7 +554,7 @@ def run_trainer(args):
     if not args.trainer_id:
         utils.make_model_dir(args.model_dir)
         with dygraph():
-            model, _ = train.build(args, dataset)
+            model, _ = train.build(args, dataset.item_clicks())
         # The initial values of a single process.
         values = {parameter.name: parameter.numpy() for parameter in model.parameters()}
     cluster = Cluster(args, dataset.vocab_size)

@@ -50,7 +50,8 @@ class Items:
         """What the towers take (nets): <float32>[items, members * dim] for ids <int64>[items]."""
         if self.content is None:
             return self.model.embed(ids)
-        return self.model.embed(*self.content.bags(ids))
+        bags = self.content.bags(ids)
+        return self.model.embed(bags.rows, bags)
 
 
 class Queries(NamedTuple):

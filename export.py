@@ -30,6 +30,7 @@ import paddle
 from paddle import nn
 
 import evaluation
+import reader
 
 TOLERANCE = 1e-5  # the largest difference from the model that rounding explains
 PROBES = 64  # sessions, and items, that are compared
@@ -100,8 +101,9 @@ def compare(model, directory):
 
 
 def end_to_end(bags):
-    """(rows, lengths) of bags, as the model takes them."""
-    return np.concatenate(bags), np.array([len(bag) for bag in bags])
+    """(rows, reader.Bags) of bags, as the model takes them."""
+    made = reader.Bags.of(np.concatenate(bags), np.array([len(bag) for bag in bags]))
+    return made.rows, made
 
 
 def pad(arrays, size):

@@ -203,6 +203,22 @@ def last_rows(x, lengths):
     return paddle.gather(x, paddle.to_tensor(np.cumsum(lengths) - 1))
 
 
+class SumOfRows(PyLayer):
+    """Sums of rows, the product with a sparse matrix of ones, on a CPU: scipy's takes a ninth of
+    the time of Paddle 2.6.2's segment_sum, and its gradient is one of the rows, merged already."""
+
+    @staticmethod
+    def forward(ctx, x, picks):
+        """x: <float32>[rows, dim]; picks: scipy.sparse.csr_matrix [sums, rows]
+        returns <float32>[sums, dim]"""
+        ctx.picks = picks
+        return paddle.to_tensor(picks @ x.numpy())
+
+    @staticmethod
+    def backward(ctx, d_sums):
+        return paddle.to_tensor(ctx.picks.T @ d_sums.numpy())
+
+
 def sum_of(emb, lengths, every_prefix=False):
     """The sum over each sequence, or over each prefix.
 
@@ -222,6 +238,18 @@ def sum_of(emb, lengths, every_prefix=False):
 
 class BowEncoder(nn.Layer):
     """Bag of words: the sum over a sequence."""
+
+    def of_rows(self, x, members, lengths):
+        """The sums of bags of rows. x: <float32>[rows, dim]; members: numpy <int64>[n], the rows in
+        each bag, these end to end; lengths: numpy <int64>[bags]
+        returns <float32>[bags, dim]"""
+        if not x.place.is_cpu_place():
+            return self(paddle.gather(x, paddle.to_tensor(members)), lengths)
+        from scipy.sparse import csr_matrix  # here: only content needs it
+
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        return SumOfRows.apply(x, csr_matrix((np.ones(len(members), np.float32), members, ends),
+                                             shape=(len(lengths), len(x))))
 
     def forward(self, emb, lengths, every_prefix=False):
         """As sum_of."""
@@ -524,26 +552,26 @@ class SequenceSemanticRetrieval(nn.Layer):
         """
         return self.encode_user(self.embed(clicks), lengths, every_prefix)
 
-    def item(self, rows, lengths=None):
-        """The vectors of items: <float32>[items, members * hidden] of length 1. rows, lengths: as
-        in embed."""
-        return self.encode_item(self.embed(rows, lengths))
+    def item(self, rows, bags=None):
+        """The vectors of items: <float32>[items, members * hidden] of length 1. rows, bags: as in
+        embed."""
+        return self.encode_item(self.embed(rows, bags))
 
-    def embed(self, rows, lengths=None, place=None):
-        """What both towers begin with: the embedding of each item, the bag of its rows.
+    def embed(self, rows, bags=None):
+        """What both towers begin with: the embedding of each item, the sum of its rows.
 
-        rows: numpy <int64>[rows] of the table, bags end to end
-        lengths: numpy <int64>[bags], or None where every item is one row, its own id
-        place: numpy <int64>[items], the bag of each item; None for one each, in order
+        rows: numpy <int64>[rows] of the table
+        bags: which of the rows an item is made of (reader.Bags), None where it is one, its own id
         returns <float32>[items, members * dim]
         """
-        return self.compose(self.embedding(paddle.to_tensor(rows)), lengths, place)
+        return self.compose(self.embedding(paddle.to_tensor(rows)), bags)
 
-    def compose(self, emb, lengths=None, place=None):
+    def compose(self, emb, bags):
         """embed, from the rows themselves: <float32>[rows, members * dim]."""
-        if lengths is not None:
-            emb = self.item_encoder(emb, lengths)
-        return emb if place is None else paddle.gather(emb, paddle.to_tensor(place))
+        if bags is None:
+            return emb
+        emb = self.item_encoder.of_rows(emb, bags.members, bags.lengths)
+        return paddle.gather(emb, paddle.to_tensor(bags.place))
 
     def encode_user(self, emb, lengths, every_prefix=False):
         """The user tower from what embed returns for the clicks; otherwise as user."""
@@ -563,8 +591,7 @@ class SequenceSemanticRetrieval(nn.Layer):
     def towers(self, emb, batch):
         """As forward, from the rows of batch.rows(): where something happens between the look-up
         and the towers."""
-        if batch.bags is not None:
-            emb = self.compose(emb, batch.bags.lengths, batch.bags.place)
+        emb = self.compose(emb, batch.bags)
         clicks, candidates = paddle.split(emb, [len(batch.clicks), batch.candidates.size])
         return [(member.user(click_part, batch.lengths, batch.every_prefix), member.item(part))
                 for (member, click_part), (_, part) in zip(self._parts(clicks),

@@ -21,6 +21,8 @@ Either command writes to the output directory
 
     train_data/sessions.txt, test_data/sessions.txt and, when asked for, valid_data/sessions.txt:
                  a session a line, item ids 0..V-1 with a space between
+    train_times/sessions.txt and so on, with --keep_times or --train_times, --test_times: of the
+                 same shape, the time of each click in place of its item, in whole seconds
     vocab.txt    V
     items.txt    line i, from 0 on, is the raw id of item i, then a tab and its text if it has one
 
@@ -31,7 +33,9 @@ and where items have text or fields (text.py says what is a token)
     tokens.json      how Chinese was cut
 
 Ids are given in order of first appearance in train, then valid, then test: items that training
-does not have come last, and behind them, with --all_items, those that occur in no session.
+does not have come last, and behind them, with --all_items, those that occur in no session. With
+--continue_from the items of an earlier output directory keep their ids and all others come behind
+them; its tokens.txt stays as it is. For that, the test part may be left out (--test_days 0).
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ import os
 import shutil
 import sys
 import tempfile
+from typing import NamedTuple, Optional
 
 import numpy as np
 import polars as pl
@@ -55,6 +60,7 @@ from text import TOKEN_FILES, ItemText
 TABLE_COLUMNS = {"session_column": "SessionId", "item_column": "ItemId", "time_column": "Time"}
 TABLE_FLAGS = (*TABLE_COLUMNS, "text_column", "field_columns", "separator")
 TEXT_FLAGS = ("min_token_count", "chinese_cutter", "all_items")
+PARTS = ("train", "valid", "test")
 SESSIONS_FILE = "sessions.txt"
 DAY_US = 86_400 * 1_000_000
 WRITE_SESSIONS = 500_000  # turned into text at a time
@@ -85,12 +91,14 @@ def parse_args(argv=None):
         help="shorter sessions are dropped (default: %(default)s)")
     add("--min_item_support", type=_at_least(int, 1), default=5, metavar="CLICKS",
         help="items with fewer clicks are dropped (default: %(default)s)")
-    add("--test_days", type=_at_least(float, 1e-6), default=1.0, metavar="DAYS",
-        help="length of the test period, may be a fraction (default: %(default)s)")
+    add("--test_days", type=_at_least(float, 0), default=1.0, metavar="DAYS",
+        help="length of the test period, may be a fraction (default: %(default)s); 0 for none")
     add("--valid_days", type=_at_least(float, 0), default=0.0, metavar="DAYS",
         help="length of the validation period before it (default: %(default)s, none)")
     add("--keep_unknown", action="store_true",
         help="keep validation and test items that training does not have")
+    add("--keep_times", action="store_true",
+        help="also write the times of the clicks, which evaluate_stream.py reads")
     add = _add_text_flags(clicks)
     add("--text_column", help="of a table: the text of the click's item; the newest counts")
     add("--field_columns", nargs="+", metavar="COLUMN",
@@ -101,15 +109,23 @@ def parse_args(argv=None):
     add("--train_files", required=True, nargs="+", metavar="FILE",
         help="a session a line, raw ids of any kind with white space between")
     add("--valid_files", nargs="+", metavar="FILE", default=[])
-    add("--test_files", required=True, nargs="+", metavar="FILE")
+    add("--test_files", nargs="+", metavar="FILE", default=[])
+    for part in PARTS:
+        add(f"--{part}_times", nargs="+", metavar="FILE", default=[],
+            help=f"the times of the clicks of --{part}_files: as many files of the same shape")
     add("--output_dir", required=True)
     _add_text_flags(sessions)
     args = parser.parse_args(argv)
+    if args.command == "sessions" and not args.test_files and not args.continue_from:
+        sessions.error("--test_files is needed, but with --continue_from")
     _check_flags(args, {"clicks": clicks, "sessions": sessions}[args.command].error)
     return args
 
 
 def _add_text_flags(command):
+    command.add_argument(
+        "--continue_from", metavar="DIR", help="an earlier output directory, whose items keep "
+        "their ids and texts: for train.py --init_from")
     add = command.add_argument_group("text of the items").add_argument
     add("--items_path", metavar="FILE",
         help="a line an item: raw id, tab, text, then columns of field:value if there are any")
@@ -136,6 +152,12 @@ def _check_flags(args, error):
     if not args.items_path and not columns and given(TEXT_FLAGS):
         source = "--items_path" + ", --text_column or --field_columns" * (args.command == "clicks")
         error(f"{', '.join(given(TEXT_FLAGS))}: only for items with text: give {source}")
+    if args.command == "sessions":
+        for part in PARTS:
+            files, times = (getattr(args, f"{part}_{kind}") for kind in ("files", "times"))
+            if times and len(files) != len(times):
+                error(f"--{part}_files are {len(files)} and --{part}_times {len(times)}: the first "
+                      "belongs to the first, and so on")
     args.min_token_count = args.min_token_count or 2
     if args.command == "clicks":
         for name, default in TABLE_COLUMNS.items():
@@ -225,29 +247,32 @@ def filter_and_split(clicks: pl.DataFrame, num_items: int, args, report) -> dict
         if part in parts:
             stage(part, parts[part], "its items are unknown to training: --keep_unknown keeps "
                   f"them; or change --{part}_days")
-    return {part: parts[part] for part in ("train", "valid", "test") if part in parts}
+    return {part: parts[part] for part in PARTS if part in parts}
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
-def number_items(parts: dict, num_items: int):
-    """Ids in order of first appearance in the sessions of the parts, in the order of the parts.
+def number_items(parts: dict, raw_items: pl.Series, earlier):
+    """Ids in order of first appearance in the sessions of the parts, in the order of the parts,
+    behind those of earlier.
 
-    returns (order, new_id): order <uint32>[V], the item that gets each id; new_id
-    <uint32>[num_items], the id that each item gets
+    raw_items: <str>[items of the log]; earlier: raw ids that have the ids 0, 1, ... already
+    returns (raw_ids, new_id): raw_ids, a list, the item of each id; new_id <uint32>[items of the
+    log], the id that each gets
     """
     sessions = [sessions["item"].explode() for sessions in parts.values()]
     order = pl.concat(sessions).unique(maintain_order=True).to_numpy()
-    new_id = np.zeros(num_items, np.uint32)
-    new_id[order] = np.arange(len(order), dtype=np.uint32)
-    return order, new_id
+    ids = {raw: number for number, raw in enumerate(earlier)}
+    new_id = np.zeros(len(raw_items), np.uint32)
+    new_id[order] = [ids.setdefault(raw, len(ids)) for raw in raw_items.gather(order).to_list()]
+    return list(ids), new_id
 
 
-def group_sessions(clicks: pl.DataFrame) -> pl.DataFrame:
-    """Clicks in order of time -> one row a session, in order of their first clicks; its column
-    item is the list of items."""
-    return clicks.group_by("session", maintain_order=True).agg("item").select("item")
+def group_sessions(clicks: pl.DataFrame, columns=("item",)) -> pl.DataFrame:
+    """Clicks in order of time -> one row a session, in order of their first clicks; its columns
+    are lists."""
+    return clicks.group_by("session", maintain_order=True).agg(*columns).select(*columns)
 
 
 def write_sessions(file, sessions: pl.DataFrame, new_id) -> None:
@@ -267,13 +292,56 @@ def write_sessions(file, sessions: pl.DataFrame, new_id) -> None:
             .write_csv(file, include_header=False, quote_style="never")
 
 
-def write_items(output, raw_ids, num_train, catalogue, args) -> int:
+def write_times(file, sessions: pl.DataFrame) -> None:
+    """The times of the clicks, as write_sessions writes their items, in whole seconds."""
+    for some in sessions.iter_slices(WRITE_SESSIONS):
+        seconds = pl.col("time").list.eval(pl.element() // 1_000_000)
+        some.select(seconds.cast(pl.List(pl.String)).list.join(" ")) \
+            .write_csv(file, include_header=False, quote_style="never")
+
+
+class Earlier(NamedTuple):
+    """What an earlier output directory says of its items.
+
+    raw_ids: <str>[V]; lines: <bytes>[V], those of items.txt
+    bags: <bytes>[V], the lines of item_tokens.txt, None where items have no text
+    """
+
+    directory: str
+    raw_ids: list
+    lines: list
+    bags: Optional[list]
+
+
+def read_earlier(directory) -> Earlier:
+    """None for None. Raises DataError."""
+    if directory is None:
+        return None
+    lines = _read_lines(os.path.join(directory, "items.txt"))
+    path = os.path.join(directory, text.ITEM_TOKENS_FILE)
+    bags = _read_lines(path) if os.path.exists(path) else None
+    if bags is not None and len(bags) != len(lines):
+        raise DataError(f"{path} has {len(bags)} lines and items.txt beside it {len(lines)}: they "
+                        "are not of one run")
+    raw_ids = [line.split(b"\t")[0].decode() for line in lines]
+    if len(set(raw_ids)) < len(raw_ids):
+        raise DataError(f"{directory}/items.txt holds an item twice")
+    return Earlier(directory, raw_ids, lines, bags)
+
+
+def _read_lines(path):
+    with open(path, "rb") as f:
+        return f.read().splitlines()
+
+
+def write_items(output, raw_ids, num_train, catalogue, args, earlier=None) -> int:
     """vocab.txt and items.txt and, if items have text, what text.make_bags makes of it. Returns
     the number of items.
 
     raw_ids: <str>[items of the sessions], in the order of their ids
     num_train: how many of them training has, the first ones
     catalogue: {raw id: ItemText}, None where no text was asked for
+    earlier: Earlier, whose items come first; None where there is none
     """
     texts = None
     if catalogue is not None:
@@ -285,10 +353,15 @@ def write_items(output, raw_ids, num_train, catalogue, args) -> int:
         for item, raw in enumerate(raw_ids):
             # Text of one line: what splits lines, and tabs, are white space too.
             words = texts[item].text.split() if texts else None
-            f.write((f"{raw}\t{' '.join(words)}\n" if words else f"{raw}\n").encode())
+            if earlier and item < len(earlier.lines) and not words:
+                f.write(earlier.lines[item] + b"\n")
+            else:
+                f.write((f"{raw}\t{' '.join(words)}\n" if words else f"{raw}\n").encode())
     with output.create("vocab.txt") as f:
         f.write(b"%d\n" % len(raw_ids))
-    if texts:
+    if earlier and earlier.bags is not None:
+        write_more_tokens(output, texts or [ItemText()] * len(raw_ids), earlier)
+    elif texts:
         write_tokens(output, texts, num_train, args)
     return len(raw_ids)
 
@@ -322,6 +395,21 @@ def write_tokens(output, texts, num_train, args) -> None:
           f"{bags.cutter}")
 
 
+def write_more_tokens(output, texts, earlier) -> None:
+    """The files of text.TOKEN_FILES, with the tokens of an earlier run and no others: their ids
+    are rows of a trained table. An item without text now keeps its tokens."""
+    vocabulary = text.TokenVocabulary.load(os.path.join(earlier.directory, text.TOKENS_FILE))
+    with output.create(text.ITEM_TOKENS_FILE) as f:
+        for item, content in enumerate(texts):
+            if item < len(earlier.bags) and content == ItemText():
+                f.write(earlier.bags[item] + b"\n")
+            else:
+                f.write(" ".join(map(str, vocabulary.encode(*content))).encode() + b"\n")
+    for name in (text.TOKENS_FILE, text.CUTTING_FILE):
+        with output.create(name) as f, open(os.path.join(earlier.directory, name), "rb") as source:
+            shutil.copyfileobj(source, f)
+
+
 class Output:
     """The files of an output directory, that all appear at the end or not at all.
 
@@ -330,15 +418,17 @@ class Output:
     where it did not exist before. Raises DataError where there is something in the way.
     """
 
-    def __init__(self, directory, parts, inputs, tokens=False):
+    def __init__(self, directory, parts, inputs, tokens=False, times=()):
         """parts: of the sessions; inputs: files that must not be overwritten; tokens: whether
-        there will be the files of text.TOKEN_FILES."""
+        there will be the files of text.TOKEN_FILES; times: the parts with times."""
         self.directory = directory
         self.parts = parts
         self.names = [os.path.join(f"{part}_data", SESSIONS_FILE) for part in parts]
+        self.names += [os.path.join(f"{part}_times", SESSIONS_FILE) for part in times]
         self.names += ["items.txt", "vocab.txt", *TOKEN_FILES[:tokens * len(TOKEN_FILES)]]
         # Files of an earlier run, whose ids would be those of another vocabulary.
-        self.stale = [os.path.join("valid_data", SESSIONS_FILE), *TOKEN_FILES]
+        self.stale = [*TOKEN_FILES, *(os.path.join(f"{part}_{kind}", SESSIONS_FILE)
+                                      for part in PARTS for kind in ("data", "times"))]
         self.stale = [name for name in self.stale if name not in self.names]
         self._check(inputs)
 
@@ -352,7 +442,7 @@ class Output:
                         and os.path.samefile(path, source):
                     raise DataError(f"{source}: this input would be replaced by the output: "
                                     "choose another --output_dir")
-        for part in ("train", "valid", "test"):
+        for part in PARTS:
             folder = os.path.join(self.directory, f"{part}_data")
             if not os.path.isdir(folder):
                 continue
@@ -385,8 +475,8 @@ class Output:
 
     def commit(self):
         """Moves all files to their names, replacing those of a previous run."""
-        for part in self.parts:
-            os.makedirs(os.path.join(self.directory, f"{part}_data"), exist_ok=True)
+        for name in self.names:
+            os.makedirs(os.path.dirname(os.path.join(self.directory, name)), exist_ok=True)
         for name in self.stale:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(self.directory, name))
@@ -404,11 +494,14 @@ def print_counts(stage, clicks, sessions, items):
 
 
 def run_clicks(args):
-    parts = ["train"] + ["valid"] * (args.valid_days > 0) + ["test"]
+    parts = ["train"] + ["valid"] * (args.valid_days > 0) + ["test"] * (args.test_days > 0)
     columns = args.text_column, args.field_columns
     has_text = bool(args.items_path or any(columns))
     inputs = [args.input] + [args.items_path] * bool(args.items_path)
-    with Output(args.output_dir, parts, inputs, has_text) as output:
+    times = parts if args.keep_times else []
+    earlier = read_earlier(args.continue_from)
+    has_tokens = check_continued(earlier, has_text)
+    with Output(args.output_dir, parts, inputs, has_tokens, times) as output:
         catalogue = text.read_items(args.items_path) if args.items_path else None
         log = open_log(args.input, args.layout, args.session_column, args.item_column,
                        args.time_column, args.separator)
@@ -419,16 +512,30 @@ def run_clicks(args):
             catalogue = {raw: ItemText(*content) for raw, content in found.items()}
         split = filter_and_split(clicks, len(raw_items), args, print_counts)
         del clicks  # the parts are copies
-        sessions = {part: group_sessions(split.pop(part)) for part in parts}
-        order, new_id = number_items(sessions, len(raw_items))
+        columns = ["item"] + ["time"] * args.keep_times
+        sessions = {part: group_sessions(split.pop(part), columns) for part in parts}
+        raw_ids, new_id = number_items(sessions, raw_items, earlier.raw_ids if earlier else [])
         for part in parts:
             with output.create(os.path.join(f"{part}_data", SESSIONS_FILE)) as f:
                 write_sessions(f, sessions[part], new_id)
+        for part in times:
+            with output.create(os.path.join(f"{part}_times", SESSIONS_FILE)) as f:
+                write_times(f, sessions[part])
         num_train = sessions["train"]["item"].explode().n_unique()
-        raw_ids = raw_items.gather(order).to_list()
-        num_items = write_items(output, raw_ids, num_train, catalogue, args)
+        num_items = write_items(output, raw_ids, num_train, catalogue, args, earlier)
         output.commit()
     print(f"{args.output_dir}: {num_items:,} items in vocab.txt and items.txt")
+
+
+def check_continued(earlier, has_text):
+    """Whether there will be the files of text.TOKEN_FILES. Raises DataError where items are to have
+    text and those of an earlier run have none."""
+    if not earlier:
+        return has_text
+    if has_text and earlier.bags is None:
+        raise DataError(f"--continue_from {earlier.directory}: its items have no text, so a model "
+                        "of it knows no tokens: leave the text out, or start anew")
+    return earlier.bags is not None
 
 
 class Vocabulary(dict):
@@ -459,13 +566,25 @@ def convert_file(path, vocabulary, out):
     return clicks, sessions
 
 
+def copy_times(path, out):
+    """The lines of a file of times, with a newline at the end; evaluate_stream.py checks them."""
+    with open(path, "rb") as f:
+        content = f.read().removeprefix(b"\xef\xbb\xbf")
+    out.write(content if content.endswith(b"\n") or not content else content + b"\n")
+
+
 def run_sessions(args):
     files = {"train": args.train_files, "valid": args.valid_files, "test": args.test_files}
     files = {part: paths for part, paths in files.items() if paths}
-    inputs = [path for paths in files.values() for path in paths]
+    times = {part: getattr(args, f"{part}_times") for part in PARTS}
+    times = {part: paths for part, paths in times.items() if paths}
+    inputs = [path for paths in (*files.values(), *times.values()) for path in paths]
     inputs += [args.items_path] * bool(args.items_path)
-    vocabulary = Vocabulary()
-    with Output(args.output_dir, list(files), inputs, bool(args.items_path)) as output:
+    earlier = read_earlier(args.continue_from)
+    has_tokens = check_continued(earlier, bool(args.items_path))
+    vocabulary = Vocabulary((raw.encode(), b"%d" % number)
+                            for number, raw in enumerate(earlier.raw_ids if earlier else []))
+    with Output(args.output_dir, list(files), inputs, has_tokens, list(times)) as output:
         catalogue = text.read_items(args.items_path) if args.items_path else None
         for part, paths in files.items():
             known = len(vocabulary)
@@ -478,8 +597,12 @@ def run_sessions(args):
             print_counts(part, clicks, sessions, len(vocabulary) - known)
             if part == "train":
                 num_train = len(vocabulary)
+        for part, paths in times.items():
+            with output.create(os.path.join(f"{part}_times", SESSIONS_FILE)) as out:
+                for path in paths:
+                    copy_times(path, out)
         raw_ids = [raw.decode() for raw in vocabulary]
-        num_items = write_items(output, raw_ids, num_train, catalogue, args)
+        num_items = write_items(output, raw_ids, num_train, catalogue, args, earlier)
         output.commit()
     print(f"{args.output_dir}: {num_items:,} items in vocab.txt and items.txt")
 

@@ -42,14 +42,23 @@ class DataError(ValueError):
 class Bags(NamedTuple):
     """What some items are made of, each different one once.
 
-    rows: <int64>[rows], rows of the table, the bags end to end
-    lengths: <int64>[bags], rows of each, at least 1
+    rows: <int64>[rows], the rows of the table that are needed, ascending, each once
+    members: <int64>[n], the places in rows of what is in the bags, these end to end
+    lengths: <int64>[bags], members of each, at least 1
     place: <int64>[items], which bag is that of an item
     """
 
     rows: np.ndarray
+    members: np.ndarray
     lengths: np.ndarray
     place: np.ndarray
+
+    @classmethod
+    def of(cls, rows, lengths, place=None):
+        """Bags from their rows end to end, <int64>[n], and how many each has. place: None for an
+        item each"""
+        rows, members = np.unique(rows, return_inverse=True)
+        return cls(rows, members, lengths, np.arange(len(lengths)) if place is None else place)
 
 
 class Batch(NamedTuple):
@@ -316,6 +325,51 @@ def load_sessions(file_dir, vocab_size) -> YoochooseDataset:
     return dataset
 
 
+def load_timed_sessions(file_dir, times_dir, vocab_size):
+    """The sessions of a directory with the time of each click.
+
+    times_dir: holds a file of the same name for each file of sessions, of the same shape: a session
+        a line, in place of each item id the time of its click, in whole seconds from any moment on,
+        never falling within a session
+    returns (YoochooseDataset, <int64>[clicks]); lines of fewer than two ids are left out of both
+    Raises DataError, which names file and line, where the files do not go together.
+    """
+    dataset = load_sessions(file_dir, vocab_size)
+    parts = [_load_times(path, os.path.join(times_dir, os.path.basename(path)), vocab_size)
+             for path in _session_files(file_dir)]
+    return dataset, np.concatenate(parts)
+
+
+def _load_times(path, times_path, vocab_size):
+    """<int64>[clicks] of the lines of two ids or more."""
+    if not os.path.isfile(times_path):
+        raise DataError(f"there is no {times_path}, the times of the clicks in {path}: "
+                        "preprocess.py clicks --keep_times writes both")
+    lengths = np.concatenate([found for _, found in _parse_file(path, vocab_size)])
+    lines = []
+    with open(times_path, "rb") as f:
+        text = f.read().removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
+    for number, (line, length) in enumerate(zip(text, lengths), 1):
+        try:
+            times = np.array(line.split(), np.int64)
+        except (ValueError, OverflowError):
+            raise DataError(f"{times_path}, line {number}: {line.decode(errors='replace')[:40]!r}: "
+                            "a line holds the times of a session's clicks, in whole "
+                            "seconds") from None
+        if len(times) != length:
+            raise DataError(f"{times_path}, line {number}: {len(times)} times, and the same line "
+                            f"of {path} has {length} clicks")
+        if (np.diff(times) < 0).any():
+            raise DataError(f"{times_path}, line {number}: the times fall; the clicks of a "
+                            "session are in order of time")
+        if length >= 2:
+            lines.append(times)
+    if len(text) != len(lengths):
+        raise DataError(f"{times_path} holds {len(text)} lines and {path} {len(lengths)}: a line a "
+                        "session in both")
+    return np.concatenate(lines or [np.empty(0, np.int64)])
+
+
 def _session_files(file_dir):
     try:
         names = sorted(name for name in os.listdir(file_dir) if not name.startswith("."))
@@ -475,7 +529,8 @@ class ItemContent:
         left_out = np.isin(items, dropped)  # one row each
         starts = self.offsets[items] + left_out
         lengths = self.offsets[items + 1] - starts
-        return Bags(self.rows[ragged_arange(starts, lengths)].astype(np.int64), lengths, place)
+        rows = self.rows[ragged_arange(starts, lengths)].astype(np.int64)
+        return Bags.of(rows, lengths, place)
 
 
 def load_item_tokens(path, vocab_size, num_tokens=None) -> ItemTokens:

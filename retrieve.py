@@ -28,19 +28,25 @@ import os
 import re
 import shutil
 import sys
+import time
 from typing import Mapping, NamedTuple
 
 import utils  # first: it sets the environment for numpy and paddle
 import numpy as np
+import paddle
 
 import evaluation
+import live
 import reader
 import store
+import stream
 import text
+from live import Click
 
 logger = logging.getLogger("retrieve")
 
 ITEMS_AT_A_TIME = 1 << 14  # items are encoded in groups of this size
+CLICKS_AT_A_TIME = 1 << 12  # and clicks taken in
 PROBES = 200  # queries that the recall of an approximate search is measured with
 
 
@@ -57,7 +63,8 @@ class Item(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """An item found. score: its cosine with the session, -1 to 1"""
+    """An item found. score: its cosine with the session, -1 to 1; of a live index, what
+    stream.Scoring makes of cosine and clicks"""
 
     id: str
     score: float
@@ -116,6 +123,12 @@ class Encoder:
         model.freeze()
         self.model, self.vocabulary = model, vocabulary
         self.num_items = model.vocab_size
+        # Of the items' embeddings, if these are their vectors too.
+        self.norm = None
+        if all(towers.item_fc is None for towers in model.members):
+            clicked = np.flatnonzero(model.item_clicks.numpy())
+            rows = model.embed(clicked).numpy() if len(clicked) else np.ones((1, 1), np.float32)
+            self.norm = float(np.linalg.norm(rows, axis=1).mean())
 
     def bag(self, own, item):
         """The rows of the table that make the embedding of an item, <int32>[n].
@@ -132,8 +145,11 @@ class Encoder:
     def embed(self, bags):
         """The embeddings of bags, none of them empty: a tensor <float32>[n, dim]."""
         lengths = np.array([len(bag) for bag in bags])
-        tokens = np.concatenate(bags).astype(np.int64)
-        return self.model.embed(tokens, None if lengths.max() == 1 else lengths)
+        rows = np.concatenate(bags).astype(np.int64)
+        if lengths.max() == 1:
+            return self.model.embed(rows)
+        bags = reader.Bags.of(rows, lengths)
+        return self.model.embed(bags.rows, bags)
 
     def items(self, bags):
         """A list with the vector of each bag, <float32>[hidden], None for an empty one."""
@@ -147,10 +163,23 @@ class Encoder:
         return vectors
 
     def sessions(self, sessions):
-        """<float32>[n, hidden] of sessions, each a list of bags, none of them empty."""
-        lengths = np.array([len(bags) for bags in sessions])
-        emb = self.embed([bag for bags in sessions for bag in bags])
+        """<float32>[n, hidden] of sessions, none of them empty, each a list of clicks: a bag, not
+        empty, or, of an item that the model does not know, the embedding <float32>[dim] that stands
+        for it."""
+        lengths = np.array([len(clicks) for clicks in sessions])
+        clicks = [click for session in sessions for click in session]
+        bags = [click for click in clicks if click.dtype != np.float32]
+        emb = self.embed(bags) if bags else None
+        if len(bags) < len(clicks):
+            known = iter(emb.numpy() if bags else [])
+            emb = paddle.to_tensor(np.stack([click if click.dtype == np.float32 else next(known)
+                                             for click in clicks]))
         return self.model.encode_user(emb, lengths).numpy()
+
+    def stand_in(self, vector):
+        """The embedding of an item from its vector <float32>[dim] of length 1, None where the model
+        keeps the two apart or there is no vector."""
+        return None if vector is None or self.norm is None else vector * np.float32(self.norm)
 
 
 def digest(model_dir, epoch, meta):
@@ -180,20 +209,38 @@ def copy_model(model_dir, epoch, meta, directory):
 class Index:
     """An open index. Every method may be called from any thread; encoding holds nobody up.
 
+    An index with a scoring is live: clicks are taken in, and what is clicked these days is ranked
+    by the model, by its readers and by how much it is clicked (stream.Scoring). Where there is too
+    little of that, and in an index without a scoring, the nearest vectors follow.
+
     store: what is underneath (store.Store): counts, settings of the search, all candidates
+    scoring: a stream.Scoring, None for an index that is not live
     """
 
-    def __init__(self, opened, encoder):
-        """opened: a store.Store; encoder: the Encoder of the model that made its vectors"""
-        self.store, self._encoder = opened, encoder
+    def __init__(self, opened, encoder, scoring=None, candidate_age=stream.AGE):
+        """opened: a store.Store; encoder: the Encoder of the model that made its vectors; the rest
+        as in open"""
+        self.store, self._encoder, self.scoring = opened, encoder, scoring
+        self._live = None
+        if scoring is not None:
+            self._live = live.Live(os.path.join(opened.path, "clicks.sqlite"), opened.writable,
+                                   opened.details["digest"], opened.dim, self._register,
+                                   self._users_of, opened.vector, candidate_age)
+            self._removed, self._removed_at = opened.removed(), opened.change
+            self._live.withdraw(self._removed)
 
     @classmethod
-    def open(cls, path, writable=False):
+    def open(cls, path, writable=False, scoring=None, candidate_age=stream.AGE):
         """The index in a directory. One process at a time opens it writable; others see what that
-        one has changed at their next query. Raises store.StoreError, utils.SetupError."""
+        one has changed at their next query.
+
+        scoring: a stream.Scoring, for a live index
+        candidate_age: seconds after its last click that an item remains a candidate of the clicks
+        Raises store.StoreError, live.LogError, utils.SetupError.
+        """
         opened = store.Store(path, writable)
         try:
-            return cls(opened, _open_encoder(opened))
+            return cls(opened, _open_encoder(opened), scoring, candidate_age)
         except BaseException:
             opened.close()
             raise
@@ -206,11 +253,20 @@ class Index:
 
     def close(self):
         """Lets another process write."""
+        if self._live:
+            self._live.close()
         self.store.close()
 
     def refresh(self):
         """Sees what another process has changed. Every query does so by itself."""
         self.store.refresh()
+        if self._live and not self.store.writable:
+            self._live.refresh()
+            if self.store.change != self._removed_at:
+                before, self._removed = self._removed, self.store.removed()
+                self._removed_at = self.store.change
+                self._live.withdraw(self._removed - before)
+                self._live.restore(before - self._removed)
 
     @property
     def takes_fresh(self):
@@ -224,44 +280,101 @@ class Index:
         (id, _), = self.store.browse([], 1)[0] or [("", "")]
         self.query([id])
 
-    def query(self, session, k=20, exclude_session=True):
+    def query(self, session, k=20, exclude_session=True, now=None):
         """The items that fit a session best: an Answer.
 
         session: raw ids of the clicks, oldest first; those of unknown items are skipped, removed
             items still count as clicks
         k: hits wanted
         exclude_session: whether the items of the session are no candidates
+        now: of a live index, the moment that is asked at, in seconds since 1970, not before the
+            clicks that it has taken in; None for this one
         """
-        return self.query_many([session], k, exclude_session)[0]
+        return self.query_many([session], k, exclude_session, now)[0]
 
-    def query_many(self, sessions, k=20, exclude_session=True):
+    def query_many(self, sessions, k=20, exclude_session=True, now=None):
         """A list of Answer, for several sessions at once; otherwise as query."""
         sessions = [list(session) for session in sessions]
+        if self._live:
+            self.refresh()
         known = self.store.find(sorted({id for session in sessions for id in session}))
-        clicks = [[known[id] for id in session if id in known and len(known[id].bag)]
-                  for session in sessions]
-        asked = [place for place, found in enumerate(clicks) if found]
-        answers = [Answer([], len(session), _why_empty(session)) for session in sessions]
-        if not asked:
-            return answers
-        excluded = [{click.key for click in clicks[place]} if exclude_session else set()
-                    for place in asked]
-        users = self._encoder.sessions([[click.bag for click in clicks[place]]
-                                        for place in asked])
-        hits = self._search(users, k, excluded)
-        for place, found in zip(asked, hits):
-            answers[place] = Answer(found, len(sessions[place]) - len(clicks[place]),
-                                    "" if found else "the index holds no other item")
-        return answers
+        clicks = [[known[id] for id in session if id in known] for session in sessions]
+        parts = [[part for click in session if (part := self._part(click)) is not None]
+                 for session in clicks]
+        users = self._encode(parts)
+        keys = [[click.key for click in session] for session in clicks]
+        rows = [[] for _ in sessions]
+        if self._live:
+            now = time.time() if now is None else now
+            rows = [self._live.top(user, session, now, self.scoring, k, exclude_session)
+                    for user, session in zip(users, keys)]
+        few = [place for place, row in enumerate(rows)
+               if len(row) < k and users[place] is not None]
+        if few:
+            out = [{key for key, _ in rows[place]} | set(keys[place] if exclude_session else [])
+                   for place in few]
+            for place, found in zip(few, self._search([users[place] for place in few], k, out)):
+                rows[place] += found[:k - len(rows[place])]
+        return [Answer(hits, len(session) - len(of_session),
+                       "" if hits else _why_empty(session, of_session))
+                for hits, session, of_session in zip(self._hits(rows), sessions, parts)]
+
+    def _part(self, click):
+        """What stands for a click of a session (Encoder.sessions), None for what has no vector."""
+        if len(click.bag):
+            return click.bag
+        return self._encoder.stand_in(self._live.vector(click.key)) if self._live else None
+
+    def _encode(self, sessions):
+        """The vectors of sessions as of Encoder.sessions, a list, None for an empty one."""
+        full = [session for session in sessions if session]
+        vectors = iter(self._encoder.sessions(full) if full else [])
+        return [next(vectors) if session else None for session in sessions]
 
     def _search(self, users, k, excluded):
-        """A list of Hit per row of users. excluded: a set of keys per row"""
-        scores, keys = self.store.search(users, k + max(map(len, excluded)))
-        found = [[(key, score) for key, score in zip(*row) if key >= 0 and key not in out][:k]
-                 for out, row in zip(excluded, zip(keys.tolist(), scores.tolist()))]
-        texts = self.store.texts(sorted({key for row in found for key, _ in row}))
+        """A list of (key, cosine) per vector in users. excluded: a set of keys for each"""
+        scores, keys = self.store.search(np.stack(users), k + max(map(len, excluded)))
+        return [[(key, score) for key, score in zip(*row) if key >= 0 and key not in out][:k]
+                for out, row in zip(excluded, zip(keys.tolist(), scores.tolist()))]
+
+    def _hits(self, rows):
+        """Lists of Hit from lists of (key, score)."""
+        texts = self.store.texts(sorted({key for row in rows for key, _ in row}))
         return [[Hit(texts[key][0], score, texts[key][1]) for key, score in row]
-                for row in found]
+                for row in rows]
+
+    def click(self, clicks):
+        """Takes clicks in, of a live index: the next query knows them, the disk does within a
+        second. An item that was not known is from here on, and is ranked by its clicks.
+
+        clicks: a list of Click, those of a session in order
+        Raises ItemError, store.StoreError.
+        """
+        if not (self._live and self.store.writable):
+            raise ItemError("clicks are taken in by an index that is open for writing and has a "
+                            "scoring")
+        latest = time.time() + 86400  # clocks differ; what lies a day ahead is a mistake
+        for click in clicks:
+            check_item(Item(click.item, click.session or ""))
+            if not 0 <= click.time < latest:
+                raise ItemError(f"{click.time} is not the time of a click: seconds since 1970, not "
+                                "in the future")
+        self._live.click(clicks)
+
+    def _register(self, ids):
+        """{id: key}; items that were not known are from here on, if the index is writable."""
+        known = self.store.find(ids)
+        if self.store.writable and len(known) < len(ids):
+            nothing = np.empty(0, np.int32)
+            self.store.put([store.Row(id, "", nothing, None) for id in ids if id not in known])
+            known = self.store.find(ids)
+        return {id: item.key for id, item in known.items()}
+
+    def _users_of(self, sessions):
+        """The vectors of sessions of keys, a list, None where there is none."""
+        bags = self.store.bags(sorted({key for session in sessions for key in session}))
+        return self._encode([[part for key in session if (part := self._part(
+            store.Known(key, bags[key], False))) is not None] for session in sessions])
 
     def add(self, items):
         """Encodes items and makes them candidates; one of an id that is there is replaced, text
@@ -280,12 +393,16 @@ class Index:
         bags = [self._encoder.bag(known[item.id].bag if item.id in known else nothing, item)
                 for item in items]
         without = [item.id for item, bag in zip(items, bags) if not len(bag)]
-        if without and self._encoder.vocabulary is None:
+        if without and self._encoder.vocabulary is None and not self._live:
             raise ItemError(f"{_some(without)}: the model was trained without content, it knows "
                             "an item by its clicks and these had none in training; nothing was "
                             "added. Train with content to add fresh items")
+        vectors = self._encoder.items(bags)
         self.store.put([store.Row(item.id, item.text, bag, vector) for item, bag, vector
-                        in zip(items, bags, self._encoder.items(bags))])
+                        in zip(items, bags, vectors)])
+        if self._live:
+            keys = self._register([item.id for item in items])
+            self._live.publish({item.id: keys[item.id] for item in items}, vectors, time.time())
         replaced = sum(bool(len(bag)) and item.id in known and not known[item.id].removed
                        and bool(len(known[item.id].bag)) for item, bag in zip(items, bags))
         return Added(len(items) - len(without) - replaced, replaced, without)
@@ -294,7 +411,9 @@ class Index:
         """Takes items off the candidates. Sessions that clicked them are understood as before.
         ids: raw ids. Returns Removed; ids that are no candidates are no error."""
         ids = list(ids)
-        unknown = self.store.remove(ids)
+        unknown = self.store.remove(ids, without_vector=bool(self._live))
+        if self._live:
+            self._live.withdraw(known.key for known in self.store.find(ids).values())
         return Removed(len(ids) - len(unknown), unknown)
 
 
@@ -314,7 +433,9 @@ def _open_encoder(opened):
     return Encoder(evaluation.load_model(model_dir, epoch, meta), vocabulary)
 
 
-def _why_empty(session):
+def _why_empty(session, understood):
+    if understood:
+        return "the index holds no other item"
     return "none of its items is known" if session else "the session is empty"
 
 
@@ -395,10 +516,47 @@ def make_probes(encoder, bags):
     return encoder.sessions([[full[first], full[second]] for first, second in pairs])
 
 
+def read_scoring(path, weights=()):
+    """The stream.Scoring that flags name, None without a path. Raises ItemError.
+
+    path: of a JSON file (evaluate_stream.py --fit), or "default"
+    weights: strings NAME=NUMBER or NAME=NUMBER,NUMBER,... that take the place of what it has
+    """
+    if path is None:
+        if weights:
+            raise ItemError("--weight changes a --scoring: give one, or --scoring default")
+        return None
+    try:
+        scoring = stream.Scoring()
+        if path != "default":
+            with open(path, encoding="utf-8") as f:
+                scoring = stream.Scoring.from_json(f.read())
+        for weight in weights:
+            name, _, numbers = weight.partition("=")
+            if name not in scoring._fields:
+                raise ItemError(f"--weight {weight}: there is no {name!r}; there are "
+                                + ", ".join(scoring._fields))
+            value = json.loads(f"[{numbers}]")
+            value = value if isinstance(getattr(scoring, name), tuple) else value[0]
+            scoring = stream.Scoring.from_json(scoring._replace(**{name: value}).to_json())
+    except OSError as error:
+        raise ItemError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, IndexError) as error:
+        raise ItemError(f"{f'--weight {weight}' if path == 'default' else path}: {error}") \
+            from error
+    return scoring
+
+
+def open_index(args, writable=False):
+    """The Index that flags name (add_live)."""
+    scoring = read_scoring(args.scoring, args.weight)
+    return Index.open(args.index_dir, writable, scoring, args.candidate_age * 3600)
+
+
 def query(args):
     """Prints rank, score, id and text of the items that fit a session."""
-    with Index.open(args.index_dir) as index:
-        answer = index.query(args.session.split(), args.k, bool(args.exclude_session))
+    with open_index(args) as index:
+        answer = index.query(args.session.split(), args.k, bool(args.exclude_session), args.now)
     for rank, hit in enumerate(answer.hits, 1):
         print(f"{rank}\t{hit.score:.6f}\t{hit.id}\t{hit.text}")
     if answer.skipped:
@@ -431,6 +589,38 @@ def remove(args):
     if unknown:
         logger.warning("no candidates before: %s", _some(unknown))
     return 0
+
+
+def click(args):
+    """Takes in the clicks of a file."""
+    clicks = read_clicks(args.clicks_path)
+    args.scoring = args.scoring or "default"  # it ranks nothing here
+    with open_index(args, writable=True) as index:
+        for start in range(0, len(clicks), CLICKS_AT_A_TIME):
+            index.click(clicks[start:start + CLICKS_AT_A_TIME])
+    print(f"clicks:{len(clicks)}")
+    return 0
+
+
+def read_clicks(path):
+    """The clicks of a file, one a line: session, item and, maybe, seconds since 1970, with tabs
+    between; - is standard input. Raises ItemError, which names the line."""
+    try:
+        with open(0 if path == "-" else path, encoding="utf-8-sig", closefd=path != "-") as f:
+            lines = f.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ItemError(f"cannot read {path}: {error}") from error
+    clicks, now = [], time.time()
+    for number, line in enumerate(lines, 1):
+        session, *rest = line.split("\t")
+        try:
+            if len(rest) not in (1, 2):
+                raise ValueError("a line is session, tab, item and maybe a tab and the time")
+            check_item(Item(rest[0]))
+            clicks.append(Click(session or None, rest[0], float(rest[1]) if rest[1:] else now))
+        except ValueError as error:
+            raise ItemError(f"{path}, line {number}: {error}") from None
+    return clicks
 
 
 def info(args):
@@ -491,6 +681,9 @@ def parse_args(argv=None):
     asked.add_argument("-k", type=utils.number(int, 1), default=20, help="items wanted")
     asked.add_argument("--exclude_session", type=utils.number(int, 0, 1), default=1,
                        help="1: the items of the session are left out")
+    asked.add_argument("--now", type=utils.number(float, 0), default=None, help="with --scoring: "
+                       "seconds since 1970 at which is asked; this moment when not given")
+    add_live(asked)
     added = command("add", add, "add items, or replace those of the same id")
     added.add_argument("items_path", nargs="?", default="-", metavar="FILE",
                        help="an item a line: id, tab, text, then maybe tabs and fields like "
@@ -499,6 +692,11 @@ def parse_args(argv=None):
     removed.add_argument("ids", nargs="*", metavar="ID", help="raw ids of the items")
     removed.add_argument("--items_path", default="-", metavar="FILE",
                          help="without IDs: a file with an id a line; - is standard input")
+    clicked = command("click", click, "take in clicks, for queries with a --scoring")
+    clicked.add_argument("clicks_path", nargs="?", default="-", metavar="FILE",
+                         help="a click a line: session, tab, item, then maybe a tab and the "
+                         "seconds since 1970; - is standard input")
+    add_live(clicked)
     command("info", info, "what the index holds, how it searches, which model made it")
     add_search(command("reindex", reindex, "make the faiss file anew from the items: where it is "
                        "damaged, or with another kind of search"))
@@ -523,6 +721,18 @@ def add_build(parser):
     add_search(parser)
 
 
+def add_live(parser):
+    """The flags of a live index."""
+    add_flag = parser.add_argument
+    add_flag("--scoring", default=None, metavar="FILE", help="rank by clicks too, with the "
+             "weights in a file of evaluate_stream.py --fit, or with those of the package: default")
+    add_flag("--weight", action="append", default=[], metavar="NAME=NUMBERS", help="of the "
+             "scoring, in place of what it has, as readers=0 or power=0,1,0,0 (a number a window); "
+             "may be given several times")
+    add_flag("--candidate_age", type=utils.number(float, 0), default=stream.AGE / 3600,
+             metavar="HOURS", help="for how long after its last click an item is ranked by clicks")
+
+
 def add_search(parser):
     positive = utils.number(int, 1)
     parser.add_argument("--ivf_above", type=utils.number(int, 0), default=100_000,
@@ -536,8 +746,8 @@ def add_search(parser):
 def main(argv=None):
     args = parse_args(argv)
     utils.setup_logging()
-    return utils.run_script(lambda: args.run(args), ItemError, store.StoreError, reader.DataError,
-                            text.DataError)
+    return utils.run_script(lambda: args.run(args), ItemError, store.StoreError, live.LogError,
+                            reader.DataError, text.DataError)
 
 
 if __name__ == "__main__":

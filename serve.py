@@ -7,6 +7,12 @@
     curl -X PUT -d '{"text": "Bankers question the moon landing"}' \\
         -H 'Content-Type: application/json' http://127.0.0.1:8000/items/n0041
 
+With --scoring the index is live: POST /clicks takes clicks in, and what is clicked these days is
+ranked by the model, by its readers and by how much it is clicked.
+
+    curl -d '{"session": "any", "item": "n0041"}' -H 'Content-Type: application/json' \\
+        http://127.0.0.1:8000/clicks
+
 A page to try it is at /, the description of all routes at /docs and /openapi.json, measurements for
 Prometheus at /metrics.
 
@@ -48,6 +54,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 from starlette.concurrency import run_in_threadpool
 
+import live
 import retrieve
 import store
 import text
@@ -108,6 +115,9 @@ Value = Union[Text, Annotated[StrictInt, Field(ge=-2**63, lt=2**63)]]
 Fields = Annotated[Dict[Text, Union[Value, List[Value]]], AfterValidator(check_fields)]
 
 
+Moment = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Body(BaseModel):
     """A name that is spelt wrong is told, not ignored."""
 
@@ -124,9 +134,21 @@ class NamedContent(Content):
     id: Id
 
 
+class Click(Body):
+    session: Annotated[Text, Field(max_length=200)] = Field(
+        description="what tells the reader's visit from others, of any kind")
+    item: Id
+    time: Union[Moment, None] = Field(None, description="seconds since 1970; now if left out")
+
+
+class Clicked(BaseModel):
+    clicks: int
+
+
 class Hit(BaseModel):
     id: str
-    score: float = Field(description="cosine with the session, -1 to 1")
+    score: float = Field(description="cosine with the session, -1 to 1; with --scoring, what that "
+                         "makes of cosine and clicks")
     text: str
 
 
@@ -441,6 +463,26 @@ def add_writing(app, index, limits, token, writer):
         """Takes items off the candidates, all at once; unknown ones are no error."""
         return JSONResponse((await write(index.remove, ids))._asdict())
 
+    async def click(clicks):
+        try:
+            await write(index.click, [retrieve.Click(
+                click.session, click.item, time.time() if click.time is None else click.time)
+                for click in clicks])
+        except retrieve.ItemError as error:
+            raise Refused(422, ["body"], str(error)) from error
+        return JSONResponse({"clicks": len(clicks)})
+
+    if index.scoring is not None:
+        @routes.post("/clicks", response_model=Clicked)
+        async def take_click(clicked: Click):
+            """A reader clicked an item. The next query knows; the disk does within a second."""
+            return await click([clicked])
+
+        @routes.post("/clicks/batch", response_model=Clicked)
+        async def take_clicks(clicked: Annotated[List[Click], Field(max_length=limits.max_batch)]):
+            """Readers clicked items, those of a session in order."""
+            return await click(clicked)
+
     app.include_router(routes)
 
 
@@ -512,7 +554,7 @@ def serve(args):
     # uvicorn raises the signal again once it has ended in good order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with listen(args.host, args.port) as listening, \
-            retrieve.Index.open(args.index_dir, writable=True) as index:
+            retrieve.open_index(args, writable=True) as index:
         index.warm_up()
         # What is here by now stays: the collector need not look at it again and again.
         gc.collect()
@@ -547,6 +589,7 @@ def parse_args(argv=None):
     add_flag("--max_k", type=positive, default=default.max_k, help="hits of a session")
     add_flag("--max_batch", type=positive, default=default.max_batch,
              help="sessions or items of a request")
+    retrieve.add_live(parser)
     args = parser.parse_args(argv)
     args.token = getattr(args, "token", os.environ.get("SSR_TOKEN", ""))
     return args
@@ -556,7 +599,7 @@ def main(argv=None):
     args = parse_args(argv)
     utils.setup_logging()
     return utils.run_script(lambda: serve(args), retrieve.ItemError, store.StoreError,
-                            text.DataError)
+                            live.LogError, text.DataError)
 
 
 if __name__ == "__main__":

@@ -603,6 +603,21 @@ class Store:
                          "WHERE key IN (SELECT value FROM json_each(?))", json.dumps(keys))
         return {key: (id, text) for key, id, text in rows}
 
+    def bags(self, keys):
+        """{key: bag <int32>[n]} of keys, ints."""
+        rows = self._ask("SELECT key, bag FROM items WHERE key IN (SELECT value FROM json_each(?))",
+                         json.dumps(keys))
+        return {key: np.frombuffer(bag, "<i4") for key, bag in rows}
+
+    def vector(self, key):
+        """<float32>[dim] of a candidate, None for what is none."""
+        rows = self._ask(f"SELECT vector FROM items WHERE key = ? AND {LIVE}", key)
+        return np.frombuffer(rows[0][0], "<f4") if rows else None
+
+    def removed(self):
+        """The keys of the items that were removed, a set."""
+        return {key for key, in self._ask("SELECT key FROM items WHERE removed = 1")}
+
     def candidates(self):
         """Yields lists of (id, text, vector <float32>[dim]), all candidates in the order of their
         keys, as they are when each list is read."""
@@ -681,11 +696,13 @@ class Store:
         with self._transaction() as change:
             _put(self._writes, rows, change)
 
-    def remove(self, ids):
+    def remove(self, ids, without_vector=False):
         """Takes items off the candidates; they stay known. ids: a list of strings. Returns those
-        that were no candidates or not known at all, in order."""
+        that were no candidates or not known at all, in order. without_vector: items without one are
+        candidates too"""
         with self._transaction() as change:
-            query = f"UPDATE items SET removed = 1, change = ? WHERE id = ? AND {LIVE}"
+            query = "UPDATE items SET removed = 1, change = ? WHERE id = ? AND removed = 0"
+            query += "" if without_vector else " AND vector IS NOT NULL"
             return [id for id in ids if not self._writes.execute(query, (change, id)).rowcount]
 
     @contextlib.contextmanager

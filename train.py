@@ -9,6 +9,8 @@
         --model_dir model_output --num_devices 10
     python train.py --resume --epochs 20    # goes on from the newest complete epoch
     python train.py --recipe strong --valid_dir valid_data --patience 2
+    python train.py --init_from model_output --train_dir hour/train_data \\
+        --vocab_path hour/vocab.txt --model_dir model_hour --epochs 1    # retrain on what is new
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ RECIPES = {
     "faithful": dict(
         targets="last", loss="hinge", num_negatives=1, neg_alpha=0.0, scale=16.0, pooling="max",
         item_encoder="fc", dropout=0.0, members=1, optimizer="adagrad", lr_schedule="constant",
-        id_dropout=0.2, base_lr=0.01, batch_size=50, epochs=10, max_len=None, embedding_dim=128, hidden_size=128),
+        id_dropout=0.2, base_lr=0.01, batch_size=50, epochs=10, max_len=None, embedding_dim=128,
+        hidden_size=128),
     "strong": dict(
         targets="all", loss="softmax", num_negatives=2000, neg_alpha=0.5, scale=16.0,
         pooling="max_last_clicks", item_encoder="tied", dropout=0.25, members=1, optimizer="adam",
@@ -129,6 +132,9 @@ def add_recipe_flags(parser):
         f"recall@{VALID_K} on --valid_dir")
     add("--log_dir", help="also write scalars for VisualDL there")
     add("--resume", action="store_true", help="go on from the newest complete epoch in --model_dir")
+    add("--init_from", metavar="DIR", help="begin a new run with the newest epoch in DIR: for new "
+        "sessions and a catalogue that has grown, the items of DIR being the first ones of "
+        "--vocab_path; flags that are not given are those of that epoch")
 
 
 def parse_given(parser, argv=None):
@@ -175,6 +181,11 @@ def check_recipe(parser, args, given):
         parser.error("--id_dropout needs --item_tokens")
     if args.loss == "hinge" and given.scale is not None:
         parser.error("--scale is one of --loss softmax")
+    if args.init_from and args.resume:
+        parser.error("--init_from begins a run, --resume goes on with one: give one of them")
+    if args.init_from and os.path.realpath(args.init_from) == os.path.realpath(args.model_dir):
+        parser.error("--init_from and --model_dir are the same: a new run replaces the epochs of "
+                     "an older one, give it another --model_dir")
     if args.patience is not None and not args.valid_dir:
         parser.error("--patience needs --valid_dir")
     try:
@@ -195,13 +206,7 @@ def restore_flags(args, given, meta):
     if devices != args.num_devices:
         raise utils.SetupError(f"the checkpoint was trained on {devices} devices: add --parallel 1 "
                                f"--num_devices {devices} (now it is {args.num_devices})")
-    for name in MODEL_FLAGS + RUN_FLAGS:
-        value = {**meta["model"], **meta["run"]}[name]
-        if getattr(given, name) not in (None, value):
-            raise utils.SetupError(
-                f"--{name} {getattr(given, name)} contradicts the checkpoint, which was trained "
-                f"with {value}: leave the flag out, or train anew without --resume")
-        setattr(args, name, value)
+    inherit_flags(args, given, meta, MODEL_FLAGS + RUN_FLAGS)
     if given.epochs is None:
         args.epochs = meta["run"]["epochs"]
     elif args.lr_schedule == "linear" and args.epochs != meta["run"]["epochs"]:
@@ -209,14 +214,33 @@ def restore_flags(args, given, meta):
                        "of %d", args.epochs, meta["run"]["epochs"])
 
 
-def build(args, dataset, content=None):
-    """The model and its optimizer, with the initial values that belong to the seed."""
+def inherit_flags(args, given, meta, fixed):
+    """Sets the flags that are not given to those of the checkpoint.
+
+    fixed: names of flags that must not differ; raises SetupError
+    """
+    for name, value in {**meta["model"], **meta["run"]}.items():
+        if name not in MODEL_FLAGS + RUN_FLAGS:
+            continue
+        if getattr(given, name) is None:
+            setattr(args, name, value)
+        elif name in fixed and getattr(given, name) != value:
+            raise utils.SetupError(
+                f"--{name} {getattr(given, name)} contradicts the checkpoint, which was trained "
+                f"with {value}: leave the flag out, or train anew without --resume or --init_from")
+
+
+def build(args, clicks, content=None):
+    """The model and its optimizer, with the initial values that belong to the seed.
+
+    clicks: <int32>[V], how often each item was clicked in training
+    """
     paddle.seed(args.seed)
-    model = SequenceSemanticRetrieval(dataset.vocab_size,
+    model = SequenceSemanticRetrieval(len(clicks),
                                       **{name: getattr(args, name) for name in MODEL_FLAGS},
                                       num_tokens=content.num_tokens if content else 0)
     # As a tensor: from an array Paddle 3 takes the type of the IR in use, which may have changed.
-    model.item_clicks.set_value(paddle.to_tensor(dataset.item_clicks()))
+    model.item_clicks.set_value(paddle.to_tensor(clicks))
     if args.optimizer == "adam":
         optimizer = paddle.optimizer.Adam(args.base_lr, parameters=model.parameters(),
                                           lazy_mode=True)
@@ -234,10 +258,30 @@ def build_objective(args, dataset, content=None):
                                                        clicked_only=content is not None)
 
 
-def restore(model, optimizer, model_dir, epoch):
-    """Loads a checkpoint into model and optimizer. Raises SetupError."""
-    model.set_state_dict(utils.load_state(model_dir, epoch, ".pdparams"))
-    optimizer.set_state_dict(utils.load_state(model_dir, epoch, ".pdopt"))
+def restore(model, optimizer, source):
+    """Loads a checkpoint into model and optimizer, all but item_clicks. Items that it does not have
+    keep their initial values. Raises SetupError."""
+    sizes = source.meta["model"]
+    old_rows = sizes["vocab_size"] + sizes["num_tokens"]
+    # Tokens stand behind the items, so they move when the catalogue grows.
+    rows = np.concatenate([np.arange(sizes["vocab_size"]),
+                           model.vocab_size + np.arange(sizes["num_tokens"])])
+
+    def grow(saved, initial):
+        full = initial.numpy().copy()
+        full[rows] = saved.numpy()
+        return paddle.to_tensor(full)
+
+    parameters = source.load(".pdparams")
+    parameters["item_clicks"] = model.item_clicks
+    table = model.embedding.weight
+    parameters["embedding.weight"] = grow(parameters["embedding.weight"], table)
+    model.set_state_dict(parameters)
+    state = source.load(".pdopt")
+    for name, saved in state.items():
+        if name.startswith(table.name) and saved.shape == [old_rows, table.shape[1]]:
+            state[name] = grow(saved, paddle.zeros_like(table))
+    optimizer.set_state_dict(state)
 
 
 def make_step(model, loss, optimizer, exchange=None):
@@ -315,19 +359,34 @@ def with_linear_rate(batches, num_steps, epoch, args, optimizer):
         yield batch
 
 
+class Checkpoint(NamedTuple):
+    """A complete epoch. meta: its metadata"""
+
+    model_dir: str
+    epoch: int
+    meta: dict
+
+    def load(self, suffix):
+        """The state dict in the file of a suffix. Raises SetupError."""
+        return utils.load_state(self.model_dir, self.epoch, suffix)
+
+
 class Run(NamedTuple):
     """What a run starts from.
 
     dataset, valid: YoochooseDataset, valid may be None
+    clicks: <int32>[V], how often each item was clicked, here and in what source has seen
     content: reader.ItemContent, None where items have none
-    done: the last epoch that is there already, 0 for none; meta: its metadata, or None
+    done: the last epoch that is there already, 0 for none
+    source: Checkpoint to begin with, or None
     """
 
     dataset: reader.YoochooseDataset
     valid: Optional[reader.YoochooseDataset]
+    clicks: np.ndarray
     content: Optional[reader.ItemContent]
     done: int
-    meta: Optional[dict]
+    source: Optional[Checkpoint]
 
 
 def prepare(args, given):
@@ -335,34 +394,64 @@ def prepare(args, given):
     dataset = reader.construct_train_data(args.train_dir, args.vocab_path)
     valid = args.valid_dir and reader.construct_test_data(args.valid_dir, args.vocab_path)
     utils.make_model_dir(args.model_dir)
-    done, meta = utils.newest_complete(args.model_dir) if args.resume else (0, None)
-    if meta:
-        utils.check_vocab_size(meta, dataset.vocab_size)
-        restore_flags(args, given, meta)
-    elif args.resume:
-        logger.warning("%s holds no complete epoch, training starts anew", args.model_dir)
+    source = find_source(args, given, dataset.vocab_size)
     if not dataset.num_steps(args.batch_size, args.num_devices):
         raise utils.SetupError(f"{len(dataset)} sessions are less than one step of "
                                f"{args.batch_size} on each of {args.num_devices} devices: use "
                                "fewer or a smaller --batch_size")
-    return Run(dataset, valid, load_content(args, dataset, meta), done, meta)
+    clicks = dataset.item_clicks()
+    if source:
+        earlier = source.load(".pdparams")["item_clicks"].numpy()
+        clicks = earlier if args.resume else clicks + np.pad(
+            earlier, (0, len(clicks) - len(earlier)))
+    content = load_content(args, clicks > 0, source and source.meta)
+    return Run(dataset, valid, clicks, content, source.epoch if source and args.resume else 0,
+               source)
 
 
-def load_content(args, dataset, meta=None):
+def find_source(args, given, vocab_size):
+    """The Checkpoint that --resume or --init_from names, None for a run from nothing; sets the
+    flags that it decides. Raises SetupError."""
+    if not (args.resume or args.init_from):
+        return None
+    model_dir = args.model_dir if args.resume else args.init_from
+    epoch, meta = utils.newest_complete(model_dir)
+    if meta is None and args.resume:
+        logger.warning("%s holds no complete epoch, training starts anew", args.model_dir)
+        return None
+    if meta is None:
+        raise utils.SetupError(f"--init_from: {model_dir} holds no complete epoch")
+    if args.resume:
+        utils.check_vocab_size(meta, vocab_size)
+        restore_flags(args, given, meta)
+        return Checkpoint(model_dir, epoch, meta)
+    if meta["model"]["vocab_size"] > vocab_size:
+        raise utils.SetupError(f"--init_from: {model_dir} has {meta['model']['vocab_size']} items "
+                               f"and {args.vocab_path} says {vocab_size}: a catalogue grows, the "
+                               "items of the checkpoint are its first ones")
+    devices = args.num_devices
+    inherit_flags(args, given, meta, (*MODEL_FLAGS, "recipe"))
+    args.num_devices = devices
+    args.epochs = given.epochs or meta["run"]["epochs"]
+    return Checkpoint(model_dir, epoch, meta)
+
+
+def load_content(args, clicked, meta=None):
     """The reader.ItemContent that --item_tokens names, None without it.
 
-    meta: of the checkpoint to go on from, if there is one
+    clicked: <bool>[V], which items were clicked in training
+    meta: of the checkpoint to begin with, if there is one
     Raises DataError, SetupError.
     """
     num_tokens = meta and meta["model"]["num_tokens"]
     if meta and bool(num_tokens) != bool(args.item_tokens):
         raise utils.SetupError("the checkpoint was trained "
-                               + ("with --item_tokens: give the same file" if num_tokens else
+                               + ("with --item_tokens: give it too" if num_tokens else
                                   "without --item_tokens: leave it out"))
     if not args.item_tokens:
         return None
-    tokens = reader.load_item_tokens(args.item_tokens, dataset.vocab_size, num_tokens)
-    return reader.ItemContent(dataset.item_clicks() > 0, tokens, args.id_dropout)
+    tokens = reader.load_item_tokens(args.item_tokens, len(clicked), num_tokens)
+    return reader.ItemContent(clicked, tokens, args.id_dropout)
 
 
 def train(args, given):
@@ -370,10 +459,10 @@ def train(args, given):
     run = prepare(args, given)
     _, world_size = parallel.rank_and_size()
     group = parallel.connect(args.use_cuda) if world_size > 1 else None
-    model, optimizer = build(args, run.dataset, run.content)
-    if run.meta:
-        restore(model, optimizer, args.model_dir, run.done)
-        logger.info("going on from %s/epoch_%d", args.model_dir, run.done)
+    model, optimizer = build(args, run.clicks, run.content)
+    if run.source:
+        restore(model, optimizer, run.source)
+        logger.info("going on from %s/epoch_%d", run.source.model_dir, run.source.epoch)
     logger.info("%d sessions, %d clicks, %d items", len(run.dataset), len(run.dataset.items),
                 run.dataset.vocab_size)
     if world_size > 1:
@@ -440,7 +529,7 @@ class Record:
         self.valid = run.valid
         self.content = run.content
         self.done = run.done
-        self.best = run.meta and run.meta.get("best")
+        self.best = run.source.meta["best"] if run.done else None
         self.scalars = open_visualdl(args.log_dir) if args.log_dir else None
 
     def add(self, epoch, model, optimizer, metrics):

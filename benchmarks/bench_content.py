@@ -11,7 +11,6 @@ Whatever follows -- goes to train.py. Needs scikit-learn, for TF-IDF.
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 

@@ -56,7 +56,7 @@ def main(argv=None):
     own = parser.parse_args(own_flags)
     args, _ = train.parse_args(train_flags)
     dataset = reader.construct_train_data(own.train_dir, own.vocab_path)
-    model, optimizer = train.build(args, dataset)
+    model, optimizer = train.build(args, dataset.item_clicks())
     loss, negatives = train.build_objective(args, dataset)
 
     def endless():

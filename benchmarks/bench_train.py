@@ -27,7 +27,7 @@ def steps_per_second(num_items, flags, num_steps, sessions):
     dataset = reader.YoochooseDataset(items, offsets, num_items)
     args, _ = train.parse_args(flags)
     with paddle.utils.unique_name.guard():
-        model, optimizer = train.build(args, dataset)
+        model, optimizer = train.build(args, dataset.item_clicks())
     loss, negatives = train.build_objective(args, dataset)
     step = train.make_step(model, loss, optimizer)
     batches = itertools.chain.from_iterable(

@@ -128,7 +128,8 @@ def test_flags_of_the_retired_script():
     assert args.endpoints == ["127.0.0.1:6000"]
     ours, _ = train.parse_args([])
     for name, value in vars(ours).items():
-        if name not in ("model_dir", "resume", "valid_dir", "patience", "log_dir"):
+        if name not in ("model_dir", "resume", "init_from", "item_tokens", "valid_dir",
+                        "patience", "log_dir"):
             assert getattr(args, name) == value, name
     assert args.model_dir == "cluster_model"
 
@@ -334,7 +335,7 @@ def test_one_trainer_gets_the_parameters_of_a_single_process(job):
                     for name in ("cluster_model", "model_output"))
     start = {name: value.numpy() for name, value in
              train.build(train.parse_args(SMALL)[0],
-                         reader.construct_train_data("train_data", "vocab.txt"))[0]
+                         reader.construct_train_data("train_data", "vocab.txt").item_clicks())[0]
              .state_dict().items()}
     assert ours.keys() == theirs.keys()
     for name, value in start.items():

@@ -104,7 +104,8 @@ def test_a_step_moves_no_row_of_an_item_that_training_does_not_have(in_sample):
     dataset = reader.construct_train_data("train_data", "vocab.txt")
     never = np.flatnonzero(dataset.item_clicks() == 0)
     args, _ = train.parse_args([*FLAGS, "--recipe", "strong"])
-    fresh, _ = train.build(args, dataset, train.load_content(args, dataset))
+    content = train.load_content(args, dataset.item_clicks() > 0)
+    fresh, _ = train.build(args, dataset.item_clicks(), content)
     before, after = fresh.embedding.weight.numpy(), parameters(epoch=1)["embedding.weight"].numpy()
     assert (before[never] == after[never]).all()
     assert (before != after).any(1)[60:].all()  # and every token's
@@ -121,6 +122,79 @@ def test_resume_equals_no_interruption(in_sample, recipe):
         np.testing.assert_array_equal(whole[name].numpy(), parts[name].numpy())
 
 
+@pytest.fixture
+def grown(in_sample):
+    """Beside the sample and a model of it, sessions of a catalogue that has grown by 4 items."""
+    assert run_train("--recipe", "strong", "--num_negatives", 30) == 0
+    os.makedirs("hour/train_data")
+    with open("hour/train_data/sessions.txt", "w") as f:
+        f.write("3 60 61\n5 62 3 60\n" * 20)
+    with open("hour/vocab.txt", "w") as f:
+        f.write("64\n")
+    with open("item_tokens.txt") as old, open("hour/item_tokens.txt", "w") as f:
+        f.write(old.read() + "0 1\n2\n\n3\n")
+    return ["--init_from", "model_output", "--train_dir", "hour/train_data", "--vocab_path",
+            "hour/vocab.txt", "--item_tokens", "hour/item_tokens.txt", "--model_dir", "next",
+            "--epochs", "1"]
+
+
+def test_a_new_run_begins_with_the_parameters_of_an_older_one(grown):
+    assert train.main([*grown, "--base_lr", "0"]) == 0
+    old, new = parameters(), parameters("next", 1)
+    table, grown_table = old["embedding.weight"].numpy(), new["embedding.weight"].numpy()
+    np.testing.assert_array_equal(grown_table[:60], table[:60])
+    np.testing.assert_array_equal(grown_table[64:], table[60:])  # the tokens
+    assert (grown_table[60:64] != 0).all()
+    for name in old.keys() - {"embedding.weight", "item_clicks"}:
+        np.testing.assert_array_equal(new[name].numpy(), old[name].numpy())
+    clicks = new["item_clicks"].numpy()
+    assert clicks[[60, 61, 62, 63]].tolist() == [40, 20, 20, 0]
+    assert clicks[3] == old["item_clicks"].numpy()[3] + 40
+    # Of the optimizer's state only what the batches need has moved.
+    before, after = (utils.load_state(directory, epoch, ".pdopt")["emb.item_moment2_0"].numpy()
+                     for directory, epoch in (("model_output", 2), ("next", 1)))
+    assert after.shape == (len(before) + 4, 16)
+    rest = np.setdiff1d(np.arange(60), [3, 5])
+    np.testing.assert_array_equal(after[rest], before[rest])
+    assert (after[60:63] != 0).any() and (after[63] == 0).all()
+    # What was not given is as it was.
+    assert utils.load_meta("next", 1)["run"]["num_negatives"] == 30
+    assert utils.load_meta("next", 1)["model"]["item_encoder"] == "tied"
+
+
+def test_a_run_on_a_grown_catalogue_learns_and_goes_on(grown):
+    assert train.main([*grown, "--epochs", "2", "--lr_schedule", "constant"]) == 0
+    whole = parameters("next", 2)
+    assert infer.main(["--test_dir", "hour/train_data", "--vocab_path", "hour/vocab.txt",
+                       "--item_tokens", "hour/item_tokens.txt", "--model_dir", "next"]) == 0
+    os.remove("next/epoch_2.json")
+    assert train.main(["--resume", *grown[2:-2]]) == 0
+    again = parameters("next", 2)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name].numpy(), again[name].numpy())
+
+
+def test_errors_of_init_from(grown, capsys):
+    def error_of(*flags):
+        assert train.main([*grown, *flags]) == 1
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "holds no complete epoch" in error_of("--init_from", "hour")
+    with open("few.txt", "w") as f:
+        f.write("59\n")
+    os.makedirs("few")
+    with open("few/sessions.txt", "w") as f:
+        f.write("1 2\n" * 40)
+    assert "a catalogue grows" in error_of("--vocab_path", "few.txt", "--train_dir", "few")
+    assert "contradicts the checkpoint" in error_of("--pooling", "max")
+    assert not os.path.exists("next/epoch_1.json")
+    for flags, message in ((["--resume"], "give one of them"),
+                           (["--model_dir", "./model_output"], "are the same")):
+        with pytest.raises(SystemExit):
+            train.main([*grown, *flags])
+        assert message in capsys.readouterr().err
+
+
 def test_errors(in_sample, capsys):
     def error_of(*flags):
         assert train.main([*map(str, flags), "--epochs", "2"]) == 1
@@ -135,7 +209,7 @@ def test_errors(in_sample, capsys):
     assert "wrong.txt holds 59 lines" in error_of("--item_tokens", "wrong.txt")
     assert not os.path.exists("model_output/epoch_1.json")
     assert run_train("--epochs", 1) == 0
-    assert "with --item_tokens: give the same file" in error_of("--resume")
+    assert "with --item_tokens: give it too" in error_of("--resume")
     assert train.main(["--epochs", "1", "--model_dir", "ids"]) == 0
     assert "leave it out" in error_of("--resume", "--model_dir", "ids", "--item_tokens",
                                       "item_tokens.txt")

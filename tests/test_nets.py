@@ -196,7 +196,8 @@ def test_dropout_is_one_of_training():
 def test_an_item_is_the_sum_of_its_tokens():
     model = make_model()
     table = model.embedding.weight.numpy()
-    got = model.item(np.array([3, 7, 7, 5]), np.array([3, 1])).numpy()
+    bags = reader.Bags.of(np.array([3, 7, 7, 5]), np.array([3, 1]))
+    got = model.item(bags.rows, bags).numpy()
     sums = np.stack([table[3] + 2 * table[7], table[5]])
     hidden = sums @ model.members[0].item_fc.weight.numpy() + model.members[0].item_fc.bias.numpy()
     np.testing.assert_allclose(got, hidden / np.linalg.norm(hidden, axis=1, keepdims=True),

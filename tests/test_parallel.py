@@ -109,8 +109,8 @@ def test_two_devices_reach_the_parameters_of_one(large, kind):
     args, _ = train.parse_args([*flags, "--batch_size", "40"])
     dataset = train.reader.construct_train_data("train_data", "vocab.txt")
     with paddle.utils.unique_name.guard():
-        content = train.load_content(args, dataset)
-        model, optimizer = train.build(args, dataset, content)
+        content = train.load_content(args, dataset.item_clicks() > 0)
+        model, optimizer = train.build(args, dataset.item_clicks(), content)
         loss, negatives = train.build_objective(args, dataset, content)
         step = train.make_step(model, loss, optimizer)
         batches, _ = train.epoch_batches(dataset, args, 1, negatives, content)

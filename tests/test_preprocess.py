@@ -429,7 +429,7 @@ def test_only_unknown_test_items_names_the_flag(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags", [
-    ["--test_days", "0"], ["--test_days", "x"], ["--valid_days", "-1"], ["--test_days", "nan"],
+    ["--test_days", "-1"], ["--test_days", "x"], ["--valid_days", "-1"], ["--test_days", "nan"],
     ["--min_session_length", "0"], ["--min_item_support", "1.5"], ["--separator", "ab"]])
 def test_usage_errors(tmp_path, capsys, flags):
     with pytest.raises(SystemExit) as exit_:
@@ -707,3 +707,106 @@ def test_rsc15_sample(tmp_path):
         moment = datetime.fromisoformat(time.replace("Z", "+00:00"))
         clicks.append((session, item, moment.timestamp()))
     assert read_parts(tmp_path / "out")[0] == expected_parts(clicks, 2, 5, 1, 0, False)
+
+
+# --- a catalogue that grows -----------------------------------------------------------------------
+
+RAW_SESSIONS = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=5), min_size=1,
+                        max_size=6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(RAW_SESSIONS, RAW_SESSIONS, st.sets(st.sampled_from("abcdefgh")))
+def test_items_of_an_earlier_run_keep_ids_and_tokens(tmp_path_factory, first, then, with_text):
+    path = tmp_path_factory.mktemp("grown")
+    for name, sessions in (("first", first), ("then", then)):
+        write(path / name, "".join(" ".join(session) + "\n" for session in sessions))
+    write(path / "old.tsv", f"{first[0][0]}\tred fish\n{first[-1][-1]}\tred fish\n"
+          if first[0][0] != first[-1][-1] else f"{first[0][0]}\tred fish\n")
+    write(path / "new.tsv", "".join(f"{raw}\tfish {raw} in green\n" for raw in sorted(with_text)))
+    text_flags = ["--min_token_count", "1", "--chinese_cutter", "bigrams"]
+    assert run_sessions(path / "one", [path / "first"], [path / "first"],
+                        flags=["--items_path", str(path / "old.tsv"), *text_flags]) == 0
+    news = ["--items_path", str(path / "new.tsv")] if with_text & set(sum(first + then, [])) else []
+    assert preprocess.main(["sessions", "--train_files", str(path / "then"), "--continue_from",
+                            str(path / "one"), "--output_dir", str(path / "two"), *news]) == 0
+
+    def lines(run, name):
+        return (path / run / name).read_text(encoding="utf-8").split("\n")[:-1]
+
+    old, new = lines("one", "items.txt"), lines("two", "items.txt")
+    old_ids, new_ids = ([line.split("\t")[0] for line in items] for items in (old, new))
+    assert new_ids[:len(old_ids)] == old_ids and len(set(new_ids)) == len(new_ids)
+    assert set(new_ids[len(old_ids):]) == set(sum(then, [])) - set(old_ids)
+    assert [[new_ids[int(id)] for id in line.split()]
+            for line in lines("two", "train_data/sessions.txt")] == then
+    assert lines("two", "tokens.txt") == lines("one", "tokens.txt")
+    assert lines("two", "vocab.txt") == [str(len(new))]
+    bags = [{lines("two", "tokens.txt")[int(token)] for token in line.split()}
+            for line in lines("two", "item_tokens.txt")]
+    for item, raw in enumerate(new_ids):
+        if news and raw in with_text:
+            assert bags[item] == {"fish"} and new[item] == f"{raw}\tfish {raw} in green"
+        elif item < len(old):
+            assert new[item] == old[item]
+            assert lines("two", "item_tokens.txt")[item] == lines("one", "item_tokens.txt")[item]
+        else:
+            assert bags[item] == set() and new[item] == raw
+    assert not (path / "two" / "test_data").exists()
+
+
+def test_clicks_continue_an_earlier_run(tmp_path, capsys):
+    log = write_yoochoose(tmp_path / "log.dat", SMALL)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run_clicks(log, one, *KEEP_ALL, "--keep_unknown") == 0
+    _, before = read_parts(one)
+    fresh = [("s", item, START + 9 * DAY + number) for number, item in
+             enumerate(["fresh", before[1], "other"])]
+    more = write_yoochoose(tmp_path / "more.dat", fresh)
+    assert run_clicks(more, two, *KEEP_ALL, "--test_days", 0, "--continue_from", one) == 0
+    parts, after = read_parts(two)
+    assert after == [*before, "fresh", "other"]
+    assert parts["train"] == [["fresh", before[1], "other"]] and "test" not in parts
+    # Text that the earlier run did not have is not for a model of it.
+    write(tmp_path / "items.tsv", "fresh\tnews\n")
+    assert run_clicks(more, tmp_path / "three", *KEEP_ALL, "--test_days", 0, "--continue_from", one,
+                      "--items_path", tmp_path / "items.tsv") == 1
+    assert "its items have no text" in capsys.readouterr().err
+    assert run_clicks(more, tmp_path / "three", *KEEP_ALL, "--continue_from", tmp_path / "no") == 1
+    assert "items.txt: No such file" in capsys.readouterr().err
+    assert not (tmp_path / "three").exists()
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
+def test_times_have_the_shape_of_the_sessions(tmp_path):
+    clicks = [("a", "x", START), ("b", "y", START + 5), ("a", "y", START + 7.9),
+              ("c", "x", START + 3 * DAY), ("c", "z", START + 3 * DAY + 1)]
+    log = write_yoochoose(tmp_path / "log.dat", clicks + [("b", "x", START + 9)])
+    flags = ["--min_item_support", 1, "--keep_unknown"]
+    assert run_clicks(log, tmp_path / "out", *flags, "--keep_times") == 0
+    parts, _ = read_parts(tmp_path / "out")
+    assert parts == {"train": [["x", "y"], ["y", "x"]], "test": [["x", "z"]]}
+    times = {part: (tmp_path / "out" / f"{part}_times" / "sessions.txt").read_text()
+             for part in parts}
+    assert times == {"train": f"{START} {START + 7}\n{START + 5} {START + 9}\n",
+                     "test": f"{START + 3 * DAY} {START + 3 * DAY + 1}\n"}
+    # The next run, without times, must not leave those of other sessions.
+    assert run_clicks(log, tmp_path / "out", *flags) == 0
+    assert not list((tmp_path / "out").glob("*_times/*"))
+
+
+def test_times_of_sessions_are_copied(tmp_path):
+    for name, text in {"a": "x y", "b": "y z\n", "at": "1 2", "bt": "3 4\n", "c": "x q",
+                       "ct": "5 6"}.items():
+        (tmp_path / name).write_text(text)
+    command = ["sessions", "--train_files", *(str(tmp_path / name) for name in "ab"),
+               "--test_files", str(tmp_path / "c"), "--output_dir", str(tmp_path / "out")]
+    times = ["--train_times", str(tmp_path / "at"), str(tmp_path / "bt"), "--test_times",
+             str(tmp_path / "ct")]
+    assert preprocess.main(command + times) == 0
+    assert (tmp_path / "out/train_times/sessions.txt").read_text() == "1 2\n3 4\n"
+    assert (tmp_path / "out/test_times/sessions.txt").read_text() == "5 6\n"
+    with pytest.raises(SystemExit):
+        preprocess.main(command + times[:2])

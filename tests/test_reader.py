@@ -310,9 +310,11 @@ def test_a_bag_is_the_own_row_if_clicked_then_the_tokens(bags, data):
                              max_size=9 * int(content.has_vector.any())))
     got = content.bags(np.array(ids, np.int64))
     ends = np.cumsum(got.lengths)
-    made = [got.rows[end - length:end].tolist() for end, length in zip(ends, got.lengths)]
+    flat = got.rows[got.members]
+    made = [flat[end - length:end].tolist() for end, length in zip(ends, got.lengths)]
     assert [made[place] for place in got.place] == [expected[id] for id in ids]
     assert len(made) == len(set(ids)) and got.rows.dtype == np.int64
+    assert got.rows.tolist() == sorted(set(flat.tolist()))
     # Without their own row where something else is left.
     optional = [id for id in set(ids) if clicked[id] and bags[id]]
     some = content.bags(np.array(ids, np.int64), np.array(sorted(optional), np.int64))
@@ -330,6 +332,10 @@ def test_id_dropout_leaves_out_its_share_of_those_that_have_tokens():
     assert not len(none.draw_dropped(np.random.default_rng(0), np.arange(9)))
 
 
+def bags_of(bags):
+    return {tuple(rows) for rows in np.split(bags.rows[bags.members], np.cumsum(bags.lengths))}
+
+
 @pytest.mark.parametrize("targets", ["last", "all"])
 def test_ranks_know_the_rows_of_all(targets):
     dataset = make_dataset()
@@ -341,11 +347,11 @@ def test_ranks_know_the_rows_of_all(targets):
              for rank in range(3)]
     for step, batch in zip(range(dataset.num_steps(4, 3)), whole):
         touched = np.unique(batch.rows())
-        made = {tuple(bag) for bag in np.split(batch.bags.rows, np.cumsum(batch.bags.lengths))}
+        made = bags_of(batch.bags)
         for part in parts:
             bags = part[step].bags
             assert (part[step].touched == touched).all()
-            assert {tuple(bag) for bag in np.split(bags.rows, np.cumsum(bags.lengths))} <= made
+            assert bags_of(bags) <= made
         assert len(batch.bags.place) == len(batch.ids())
 
 

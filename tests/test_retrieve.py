@@ -209,12 +209,13 @@ def with_content(tmp_path):
 
 def test_fresh_items_get_their_vector_from_their_content(with_content):
     index, model = with_content, with_content._encoder.model
-    added = index.add([Item("fresh", "Red, green and blue", {"color": "Red"}), Item("empty", "what")])
+    added = index.add([Item("fresh", "Red, green and blue", {"color": "Red"}),
+                       Item("empty", "what")])
     assert added == (1, 0, ["empty"])
     hits = {hit.id: hit.score for hit in index.query(["n2"], 10, exclude_session=False).hits}
     assert sorted(hits) == ["fresh", "n0", "n1", "n2", "n3"]
     user = model.user(np.array([2]), np.array([1]))
-    item = model.item(np.array([4, 5, 6]), np.array([3]))
+    item = model.item(np.array([4, 5, 6]), reader.Bags.of(np.array([4, 5, 6]), np.array([3])))
     assert hits["fresh"] == pytest.approx(float((user * item).sum()), abs=1e-5)
     assert index.query(["fresh", "empty"], 1).skipped == 1
     # A trained item keeps its own row when its content changes.
@@ -383,7 +384,7 @@ def test_build_refuses_what_does_not_fit(built, capsys):
                                                       "--overwrite")
     lines = open("items.txt").read().splitlines()
     for wrong, message in ((lines[:-1], "holds 59 items and the model has 60"),
-                           ([lines[1], *lines[1:]], "line 2: item 'n0001' has a line before this one"),
+                           ([lines[1], *lines[1:]], "line 2: item 'n0001' has a line before"),
                            (["\ttext", *lines[1:]], "line 1: '' is no raw id")):
         with open("wrong.txt", "w") as f:
             f.write("\n".join(wrong) + "\n")

@@ -22,6 +22,7 @@ import serve
 import store
 import train
 from retrieve import Index
+from stream import Scoring
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMITS = serve.Limits(max_body=20_000, max_session=9, max_k=50, max_batch=5)
@@ -83,6 +84,16 @@ def problem_of(response, status):
     assert response.status_code == status, response.text
     problem = response.json()["detail"][0]
     return "/".join(map(str, problem["loc"])), problem["msg"]
+
+
+@pytest.fixture
+def live_client(index_dir):
+    """With an index that takes clicks in and ranks by their number."""
+    scoring = Scoring().without("readers", "content", "transitions")
+    with Index.open(str(index_dir), writable=True, scoring=scoring) as index:
+        with TestClient(serve.make_app(index, LIMITS, token="secret")) as client:
+            client.headers["Authorization"] = "Bearer secret"
+            yield client
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -235,6 +246,50 @@ def test_any_id_fits_into_a_path(server):
 def test_what_is_no_id_is_refused_in_a_path(client, path):
     for response in (client.put(f"/items/{path}", json={}), client.delete(f"/items/{path}")):
         assert problem_of(response, 422)[0] == "path/id"
+
+
+# --- clicks ---------------------------------------------------------------------------------------
+
+
+@ids_only
+def test_clicks_rank_the_next_answer(live_client):
+    client = live_client
+    for body in ({"session": "a", "item": "n0015"}, {"session": "b", "item": "fresh"},
+                 {"session": "c", "item": "fresh", "time": time.time() - 5}):
+        assert client.post("/clicks", json=body).json() == {"clicks": 1}
+    assert ids_of(recommend(client, "n0001", k=2)) == ["fresh", "n0015"]
+    more = [{"session": str(number), "item": "n0015"} for number in range(5)]
+    assert client.post("/clicks/batch", json=more).json() == {"clicks": 5}
+    assert ids_of(recommend(client, k=2)) == ["n0015", "fresh"]
+    # An article that is withdrawn is gone from the next answer.
+    assert client.delete("/items/fresh").status_code == 200
+    assert "fresh" not in ids_of(recommend(client, k=50))
+    assert client.put("/items/fresh", json={"text": "back"}).status_code == 200
+    assert "fresh" in ids_of(recommend(client, k=2))
+
+
+@ids_only
+def test_what_no_click_can_be(live_client):
+    for body, field in (({"session": "a"}, "body/item"), ({"item": "a"}, "body/session"),
+                        ({"session": 1, "item": "a"}, "body/session"),
+                        ({"session": "\ud800", "item": "a"}, "body/session"),
+                        ({"session": "a", "item": "a\tb"}, "body/item"),
+                        ({"session": "a", "item": "a", "time": -1}, "body/time"),
+                        ({"session": "a", "item": "a", "time": 1e300}, "body"),
+                        ({"session": "a", "item": "a", "when": 1}, "body/when")):
+        content = json.dumps(body).encode()
+        response = live_client.post("/clicks", content=content,
+                                    headers={"Content-Type": "application/json"})
+        assert problem_of(response, 422)[0].startswith(field), body
+    many = [{"session": "a", "item": "b"}] * 6
+    assert problem_of(live_client.post("/clicks/batch", json=many), 422)[0] == "body"
+    live_client.headers.pop("Authorization")
+    assert live_client.post("/clicks", json=many[0]).status_code == 401
+    assert recommend(live_client)["hits"] == []
+
+
+def test_an_index_that_is_not_live_takes_no_clicks(client):
+    assert client.post("/clicks", json={"session": "a", "item": "n0001"}).status_code == 404
 
 
 def test_writing_takes_the_token_where_there_is_one(index_dir):

@@ -83,7 +83,7 @@ def test_one_step_changes_the_rows_of_its_batch_only(in_sample):
     args, _ = train.parse_args(SMALL)
     dataset = reader.construct_train_data("train_data", "vocab.txt")
     with paddle.utils.unique_name.guard():
-        model, optimizer = train.build(args, dataset)
+        model, optimizer = train.build(args, dataset.item_clicks())
     before = model.embedding.weight.numpy().copy()
     batch = next(dataset.train(3, seed=0, epoch=1))
     train.make_step(model, train.PairwiseHingeLoss(), optimizer)(batch)

@@ -1,0 +1,461 @@
+"""Replays sessions with times in order, as a service would have seen them, and evaluates what would
+have been recommended.
+
+    python evaluate_stream.py --test_dir fit/test_data --times fit/test_times --vocab_path \\
+        fit/vocab.txt --model_dir fit/model --fit
+    python evaluate_stream.py --test_dir data/test_data --times data/test_times --vocab_path \\
+        data/vocab.txt --model_dir data/model --scoring fit/model/stream.json
+
+Every click of a session but the first is a query: which article is clicked now. It knows the clicks
+of its session before it, and of all others those strictly earlier than its own time. Ties count
+against, articles of the session are no candidates, an article that is no candidate is a miss. The
+score is that of stream.py; its parameters are read from --scoring, or, with --fit, found on these
+sessions and written there: fit on a day and evaluate on a later one.
+
+Beside it, in the same replay: the articles clicked most in a window, the model alone as it was
+trained (frozen), and a session-kNN that sees every click (V-SKNN; stream_baselines.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from typing import NamedTuple
+
+import utils  # first: it sets the environment for numpy and paddle
+import numpy as np
+import paddle
+from tqdm import tqdm
+
+import evaluation
+import reader
+import stream
+from stream_baselines import VSKNN, Popular, rank_among
+
+logger = logging.getLogger("evaluate_stream")
+
+SLICE = 64  # clicks whose sessions are encoded together
+MAX_LEN = 20  # newest clicks of a session that are encoded
+PARTS = ("readers", "content", "popularity", "transitions")
+BASELINES = ("popular", "frozen", "vsknn")
+DRAWN_FROM = 50  # queries: the recall of fewer is noise, and no point of the plot
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description="Evaluation of sessions with times, replayed in order",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    positive = utils.number(int, 1)
+    add("--test_dir", default="test_data", help="directory of session files")
+    add("--times", default="test_times", help="directory of their times, files of the same names")
+    add("--warm_dir", help="sessions before them, whose last day is replayed first without being "
+        "evaluated: those of training")
+    add("--warm_times", help="the times of --warm_dir")
+    add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items of "
+        "these sessions; it may be more than the model was trained with")
+    add("--model_dir", default="model_output", help="where train.py saved epoch_N")
+    add("--epoch", type=positive, help="the newest complete one when not given")
+    add("--scoring", help="the parameters of the score; MODEL_DIR/stream.json when not given, "
+        "the defaults of stream.py where there is no such file")
+    add("--fit", action="store_true", help="find the parameters on these sessions and write them "
+        "to --scoring; then evaluate on the same sessions")
+    add("--fit_queries", type=positive, default=12000, help="queries that --fit looks at")
+    add("--unknown_weight", type=utils.number(float, 0), default=3.0, help="how much a click on an "
+        "article unknown to training counts in --fit, against one on a known article")
+    add("--without", nargs="+", choices=PARTS, default=[], help="parts of the score to switch off, "
+        "in --fit as well")
+    add("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES))
+    add("--window", type=positive, default=900, help="seconds of the baseline popular")
+    add("--age", type=positive, default=86400, help="seconds after its last click that an article "
+        "remains a candidate")
+    add("--topk", type=positive, default=20, metavar="K", help="the K of recall@K and MRR@K")
+    add("--table", metavar="FILE", help="write the figures of each hour, as tab-separated text")
+    add("--plot", metavar="FILE", help="draw recall@K of each hour; needs matplotlib")
+    add("--use_cuda", type=utils.number(int, 0, 1), default=0, help="1 for a GPU")
+    args = parser.parse_args(argv)
+    if bool(args.warm_dir) != bool(args.warm_times):
+        parser.error("--warm_dir and --warm_times go together")
+    args.scoring_given = args.scoring is not None
+    args.scoring = args.scoring or os.path.join(args.model_dir, "stream.json")
+    return args
+
+
+# --- the clicks in order --------------------------------------------------------------------------
+
+
+class Clicks(NamedTuple):
+    """All clicks in order of time; at the same time in that of the sessions.
+
+    items: <int64>[clicks] in order of time; times: <int64>[clicks] in seconds
+    sessions: list of lists, the items of each session; session, position: <int64>[clicks], the
+        click is sessions[session][position]
+    asked: <bool>[clicks], whether the click is a query: none of the sessions to warm up is
+    """
+
+    items: np.ndarray
+    times: np.ndarray
+    sessions: list
+    session: np.ndarray
+    position: np.ndarray
+    asked: np.ndarray
+
+    def before(self, number):
+        """The items of the session before click `number`."""
+        return self.sessions[self.session[number]][:self.position[number]]
+
+def in_order(data, times, warm=None, warm_times=None, warm_seconds=86400):
+    """The Clicks of some sessions, among those to warm up that end in the last warm_seconds before
+    them or later.
+
+    data, warm: YoochooseDataset; times, warm_times: <int64>[clicks]
+    """
+    items, offsets, begins = np.asarray(data.items, np.int64), data.offsets, int(times.min())
+    if warm is not None:
+        kept = warm_times[warm.offsets[1:] - 1] >= begins - warm_seconds
+        lengths = np.diff(warm.offsets)
+        chosen = np.repeat(kept, lengths)
+        items = np.concatenate([np.asarray(warm.items, np.int64)[chosen], items])
+        times = np.concatenate([warm_times[chosen], times])
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate([lengths[kept],
+                                                                np.diff(data.offsets)]))])
+    lengths = np.diff(offsets)
+    session = np.repeat(np.arange(len(lengths)), lengths)
+    position = np.arange(len(items)) - np.repeat(offsets[:-1], lengths)
+    order = np.argsort(times, kind="stable")
+    sessions = [part.tolist() for part in np.split(items, offsets[1:-1])]
+    asked = position > 0
+    asked[:len(items) - len(data.items)] = False
+    return Clicks(items[order], times[order], sessions, session[order], position[order],
+                  asked[order])
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+class Encoder:
+    """The vectors of sessions, in which articles that training did not know stand as well.
+
+    In a model with a tied item tower an article's vector is the direction of its embedding. So that
+    of its readers, at the mean length of the table's rows, is an embedding for it. In other models
+    such clicks are skipped.
+    """
+
+    def __init__(self, model, known):
+        self.model, self.known = model, known
+        self.table = model.embedding.weight.numpy()
+        self.length = float(np.linalg.norm(self.table[known], axis=1).mean())
+        self.tied = all(member.item_fc is None for member in model.members)
+
+    @property
+    def dim(self):
+        """Of the vectors of users and items."""
+        return self.model.item(np.zeros(1, np.int64)).shape[1]
+
+    def is_known(self, item):
+        return item < len(self.known) and self.known[item]
+
+    def embedding(self, item, state):
+        """<float32>[dim], or None."""
+        if self.is_known(item):
+            return self.table[item]
+        vector = state.vector(item) if self.tied and state is not None else None
+        return None if vector is None else vector * self.length
+
+    @paddle.no_grad()
+    def __call__(self, sequences, state=None):
+        """The vector <float32>[dim] of each list of items, None where no click has an embedding.
+
+        state: stream.Stream, without it only articles known to training count
+        """
+        rows = [[row for item in items[-MAX_LEN:]
+                 if (row := self.embedding(item, state)) is not None] for items in sequences]
+        lengths = np.array([len(part) for part in rows], np.int64)
+        result = [None] * len(rows)
+        if lengths.any():
+            emb = paddle.to_tensor(np.stack([row for part in rows for row in part]))
+            vectors = self.model.encode_user(emb, lengths[lengths > 0]).numpy()
+            for place, vector in zip(np.flatnonzero(lengths), vectors):
+                result[place] = vector
+        return result
+
+    @paddle.no_grad()
+    def items(self):
+        """<float32>[V, dim]: the trained vectors of all items, zeros for those without one."""
+        vectors = np.zeros((len(self.known), self.dim), np.float32)
+        ids = np.flatnonzero(self.known)
+        for chunk in np.array_split(ids, -(-len(ids) // evaluation.CLICKS_AT_A_TIME)):
+            vectors[chunk] = self.model.item(chunk).numpy()
+        return vectors
+
+
+class Live:
+    """The score of stream.py.
+
+    collect: called with (Stream, label, user, session, now) before each query, if given
+    """
+
+    def __init__(self, encoder, scoring, age, collect=None):
+        self.encoder, self.scoring, self.collect = encoder, scoring, collect
+        vectors = encoder.items()
+        self.state = stream.Stream(
+            encoder.dim, lambda item: vectors[item] if encoder.is_known(item) else None, age)
+        self.users = {}
+
+    def prepare(self, clicks, numbers):
+        self.users.update(zip(numbers, self.encoder([clicks.before(n) for n in numbers],
+                                                    self.state)))
+
+    def rank(self, clicks, number):
+        label, now = int(clicks.items[number]), float(clicks.times[number])
+        session, user = clicks.before(number), self.users[number]
+        if self.collect:
+            self.collect(self.state, label, user, session, now)
+            return 0
+        return self.state.rank(label, user, session, now, self.scoring)
+
+    def click(self, clicks, number):
+        self.state.click(clicks.items[number], clicks.before(number), clicks.times[number],
+                         self.users.pop(number))
+
+
+class Frozen:
+    """The model as it was trained: the cosine with every article that it knows."""
+
+    def __init__(self, encoder):
+        self.encoder, self.vectors = encoder, encoder.items()
+        self.users = {}
+
+    def prepare(self, clicks, numbers):
+        asked = [n for n in numbers if clicks.asked[n]]
+        self.users = dict(zip(asked, self.encoder([clicks.before(n) for n in asked])))
+
+    def rank(self, clicks, number):
+        label, session, user = clicks.items[number], clicks.before(number), self.users[number]
+        if user is None or not self.encoder.is_known(label) or label in session:
+            return 0
+        scores = self.vectors @ user
+        scores[~self.encoder.known] = -np.inf
+        session = [item for item in set(session) if item < len(scores)]
+        return rank_among(scores, label, session)
+
+    def click(self, clicks, number):
+        pass
+
+
+class Baseline:
+    """One of stream_baselines.py."""
+
+    def __init__(self, method):
+        self.method = method
+
+    def prepare(self, clicks, numbers):
+        pass
+
+    def rank(self, clicks, number):
+        return self.method.rank(int(clicks.items[number]), clicks.before(number),
+                                clicks.times[number], clicks.session[number])
+
+    def click(self, clicks, number):
+        self.method.click(int(clicks.items[number]), clicks.before(number), clicks.times[number],
+                          clicks.session[number])
+
+
+def replay(clicks, method, name):
+    """Goes through all clicks. A click is told to the method when the first later one comes.
+
+    returns the ranks of the queries <int64>[queries], in order; and how many clicks a second were
+    gone through from the first query on
+    """
+    ranks, waiting = [], []
+    first = begun = None  # the first query
+    with tqdm(total=len(clicks.items), desc=name, unit="click", leave=False,
+              disable=not sys.stderr.isatty()) as bar:
+        for begin in range(0, len(clicks.items), SLICE):
+            numbers = range(begin, min(begin + SLICE, len(clicks.items)))
+            method.prepare(clicks, numbers)
+            for number in numbers:
+                if waiting and clicks.times[waiting[-1]] < clicks.times[number]:
+                    for earlier in waiting:
+                        method.click(clicks, earlier)
+                    waiting.clear()
+                if clicks.asked[number]:
+                    if first is None:
+                        first, begun = number, time.perf_counter()
+                    ranks.append(method.rank(clicks, number))
+                waiting.append(number)
+            bar.update(len(numbers))
+    seconds = time.perf_counter() - begun if ranks else 1.0
+    return np.array(ranks, np.int64), (len(clicks.items) - (first or 0)) / seconds
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
+def read_scoring(args):
+    """The parameters to use. Raises SetupError."""
+    try:
+        with open(args.scoring, encoding="utf-8") as f:
+            found = stream.Scoring.from_json(f.read())
+    except FileNotFoundError as error:
+        if args.scoring_given:
+            raise utils.SetupError(f"there is no {args.scoring}: --fit makes it") from error
+        logger.warning("there is no %s, which --fit makes: the score has default parameters",
+                       args.scoring)
+        found = stream.Scoring()
+    except (OSError, ValueError) as error:
+        raise utils.SetupError(f"cannot read {args.scoring}: {error}") from error
+    return found.without(*args.without)
+
+
+def fit(args, clicks, encoder):
+    """Finds the parameters on the queries, writes and returns them. Raises SetupError."""
+    examples = stream.Examples()
+    share = args.fit_queries / clicks.asked.sum()
+    random = np.random.default_rng(0)
+
+    def collect(state, label, user, session, now):
+        if random.random() < share:
+            weight = 1.0 if encoder.is_known(label) else args.unknown_weight
+            examples.add(state, label, user, session, now, weight)
+    replay(clicks, Live(encoder, stream.Scoring(), args.age, collect), "fit")
+    if not len(examples):
+        raise utils.SetupError("--fit: no query has its label among the candidates")
+    scoring, before, after = stream.fit(examples, off=args.without)
+    print(f"fit on {len(examples)} queries: cross-entropy {before:.4f} -> {after:.4f}")
+
+    def write(path):
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(scoring.to_json() + "\n")
+    utils.write_atomically(args.scoring, write)
+    print(f"parameters written to {args.scoring}")
+    return scoring
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def print_metrics(name, ranks, known, k, rate):
+    """known: <bool>[queries], whether training knew the label; rate: clicks/s"""
+    for part, chosen in (("all", slice(None)), ("known", known), ("unknown", ~known)):
+        recall, mrr = utils.recall_mrr(ranks[chosen], k)
+        print(f"{name:8} {part:8} queries:{len(ranks[chosen])} recall@{k}:{recall:.4f} "
+              f"mrr@{k}:{mrr:.4f}" + f" clicks/s:{rate:.0f}" * (part == "all"), flush=True)
+
+
+def hourly(results, times, known, k):
+    """Rows (hour, method, labels, queries, recall, mrr); hours are counted from that of the first
+    query.
+
+    results: {method: ranks}; times: <int64>[queries]
+    """
+    hours = times // 3600 - times.min() // 3600
+    rows = []
+    for hour in np.unique(hours):
+        for name, ranks in results.items():
+            for part, chosen in (("all", hours == hour), ("known", (hours == hour) & known),
+                                 ("unknown", (hours == hour) & ~known)):
+                rows.append((int(hour), name, part, int(chosen.sum()),
+                             *utils.recall_mrr(ranks[chosen], k)))
+    return rows
+
+
+def write_table(path, rows, k):
+    def write(name):
+        with open(name, "w", encoding="utf-8") as f:
+            f.write(f"hour\tmethod\tlabels\tqueries\trecall@{k}\tmrr@{k}\n")
+            f.writelines("%d\t%s\t%s\t%d\t%.4f\t%.4f\n" % row for row in rows)
+    utils.write_atomically(path, write)
+    print(f"written: {path}")
+
+
+def draw(path, rows, k):
+    """recall@K by hour, for all labels and for those that training did not know. Raises
+    SetupError."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise utils.SetupError("--plot needs matplotlib: pip install matplotlib") from error
+    matplotlib.use("Agg")  # no window
+    from matplotlib import pyplot
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharex=True)
+    for panel, part in zip(panels, ("all", "unknown")):
+        for method in dict.fromkeys(row[1] for row in rows):
+            chosen = [row for row in rows if row[1] == method and row[2] == part
+                      and row[3] >= DRAWN_FROM]
+            panel.plot([row[0] for row in chosen], [row[4] for row in chosen], marker=".",
+                       label=method)
+        panel.set(title=f"{part} labels", xlabel="hour", ylabel=f"recall@{k}")
+        panel.legend()
+    figure.tight_layout()
+    utils.write_atomically(path, lambda name: figure.savefig(name, format="png"))
+    pyplot.close(figure)
+    print(f"written: {path}")
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def load_clicks(args):
+    """Raises DataError."""
+    vocab_size = reader.get_vocab_size(args.vocab_path)
+    data = reader.load_timed_sessions(args.test_dir, args.times, vocab_size)
+    if not args.warm_dir:
+        return in_order(*data), vocab_size
+    warm = reader.load_timed_sessions(args.warm_dir, args.warm_times, vocab_size)
+    return in_order(*data, *warm), vocab_size
+
+
+def load_encoder(args):
+    """Raises SetupError."""
+    epoch, meta = ((args.epoch, utils.load_meta(args.model_dir, args.epoch)) if args.epoch
+                   else utils.newest_complete(args.model_dir))
+    if not meta:
+        raise utils.SetupError(f"{args.model_dir} holds no complete epoch: train first, or see "
+                               "--model_dir")
+    model = evaluation.load_model(args.model_dir, epoch, meta)
+    model.freeze()
+    return Encoder(model, model.item_clicks.numpy() > 0)
+
+
+def make_methods(args, encoder, scoring, vocab_size):
+    """{name: function that makes the method}"""
+    baselines = {"popular": lambda: Baseline(Popular(vocab_size, args.window)),
+                 "frozen": lambda: Frozen(encoder),
+                 "vsknn": lambda: Baseline(VSKNN(vocab_size))}
+    return {"stream": lambda: Live(encoder, scoring, args.age),
+            **{name: baselines[name] for name in args.baselines}}
+
+
+def evaluate(args):
+    """Returns 0."""
+    utils.check_version()
+    utils.set_device(args.use_cuda)
+    encoder = load_encoder(args)
+    clicks, vocab_size = load_clicks(args)
+    print(f"{len(clicks.items)} clicks, {clicks.asked.sum()} queries")
+    scoring = fit(args, clicks, encoder) if args.fit else read_scoring(args)
+    known = np.array([encoder.is_known(item) for item in clicks.items[clicks.asked]], bool)
+    results = {}
+    for name, make in make_methods(args, encoder, scoring, vocab_size).items():
+        results[name], rate = replay(clicks, make(), name)
+        print_metrics(name, results[name], known, args.topk, rate)
+    rows = hourly(results, clicks.times[clicks.asked], known, args.topk)
+    if args.table:
+        write_table(args.table, rows, args.topk)
+    if args.plot:
+        draw(args.plot, rows, args.topk)
+    return 0
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    utils.setup_logging()
+    return utils.run_script(lambda: evaluate(args), reader.DataError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

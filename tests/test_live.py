@@ -1,0 +1,265 @@
+"""A live index: clicks come in, rank what is read these days, and survive."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import live
+import retrieve
+import train
+from live import Click
+from retrieve import Index, Item
+from stream import Scoring
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+POPULAR = Scoring().without("readers", "content", "transitions")
+
+
+@pytest.fixture(scope="module")
+def trained(sample, tmp_path_factory):
+    """The directory of a model without content whose items are their embeddings."""
+    path = str(tmp_path_factory.mktemp("trained"))
+    assert train.main(["--recipe", "strong", "--epochs", "1", "--embedding_dim", "8",
+                       "--hidden_size", "8", "--num_negatives", "20", "--model_dir", path,
+                       "--train_dir", str(sample / "train_data"),
+                       "--vocab_path", str(sample / "vocab.txt")]) == 0
+    return path
+
+
+@pytest.fixture
+def built(in_sample, trained):
+    os.symlink(trained, "model_output")
+    assert retrieve.main(["build"]) == 0
+    return in_sample
+
+
+def open_live(scoring=POPULAR, writable=True):
+    return Index.open("index", writable, scoring)
+
+
+def clicks_on(*items, start=None, session="s"):
+    start = time.time() - 100 if start is None else start
+    return [Click(f"{session}{number}", item, start + number / 100)
+            for number, item in enumerate(items)]
+
+
+def ids_of(answer):
+    return [hit.id for hit in answer.hits]
+
+
+def test_what_is_clicked_comes_first_and_the_nearest_vectors_follow(built):
+    with Index.open("index") as index:
+        plain = ids_of(index.query(["n0001"], 59))
+    with open_live() as index:
+        assert ids_of(index.query(["n0001"], 59)) == plain  # no clicks yet
+        index.click(clicks_on("n0007", "n0009", "n0007", "n0009", "n0007", "n0030"))
+        answer = index.query(["n0001"], 6)
+        assert ids_of(answer)[:3] == ["n0007", "n0009", "n0030"]
+        rest = [id for id in plain if id not in ("n0007", "n0009", "n0030")]
+        assert ids_of(answer)[3:] == rest[:3]
+        # Even an empty session gets what is read now, and the session's items are left out.
+        assert ids_of(index.query([], 9)) == ["n0007", "n0009", "n0030"]
+        assert ids_of(index.query(["n0007"], 2)) == ["n0009", "n0030"]
+        assert ids_of(index.query(["n0007"], 2, exclude_session=False)) == ["n0007", "n0009"]
+
+
+def test_an_article_that_the_model_does_not_know_is_ranked_by_its_clicks(built):
+    with open_live() as index:
+        assert index.query(["new"], 3).skipped == 1
+        index.click(clicks_on("new", "new"))
+        assert ids_of(index.query(["n0001"], 1)) == ["new"]
+        assert index.add([Item("published", "Just out")]).without_vector == ["published"]
+        assert index.add([Item("new", "With a text now")]).new == 0
+        hits = index.query(["n0001"], 2).hits
+        assert [(hit.id, hit.text) for hit in hits] == [("new", "With a text now"),
+                                                        ("published", "Just out")]
+
+
+def test_readers_make_a_vector_that_stands_in_for_the_article(built):
+    with open_live(Scoring()) as index:
+        start = time.time() - 50
+        for session in range(8):
+            for place, item in enumerate(("n0003", "n0008", "new")):
+                index.click([Click(f"r{session}", item, start + session + place / 10)])
+            other = ("n0020", "n0031", "other")
+            for place, item in enumerate(other):
+                index.click([Click(f"o{session}", item, start + session + place / 10)])
+        scores = {hit.id: hit.score for hit in index.query(["n0003", "n0008"], 20).hits}
+        assert scores["new"] > scores["other"]
+        # A session of it alone has a vector now.
+        assert index.query(["new"], 3).skipped == 0
+
+
+def test_a_withdrawn_article_is_gone_from_the_next_answer(built):
+    with open_live() as index:
+        index.click(clicks_on("new", "n0007"))
+        assert index.remove(["new", "n0007", "never"]).unknown == ["never"]
+        assert not {"new", "n0007"} & set(ids_of(index.query(["n0001"], 59)))
+        index.click(clicks_on("new"))
+        assert "new" not in ids_of(index.query(["n0001"], 59))
+    with open_live() as index:
+        assert not {"new", "n0007"} & set(ids_of(index.query(["n0001"], 59)))
+        index.add([Item("n0007", "again")])
+        assert "n0007" in ids_of(index.query(["n0001"], 2))
+
+
+def test_opening_again_finds_the_same(built):
+    random = np.random.default_rng(0)
+    start = time.time() - 5000
+    clicks = [Click(f"s{random.integers(40)}", f"n{random.integers(40):04d}", start + number)
+              for number in range(600)]
+    now = start + 700
+    queries = [["n0001"], ["n0003", "n0005"], []]
+    with open_live(Scoring()) as index:
+        index.click(clicks[:300])
+        index.add([Item("n0050", "published")])
+        for click in clicks[300:]:
+            index.click([click])
+        before = index.query_many(queries, 10, now=now)
+    with open_live(Scoring()) as index:
+        after = index.query_many(queries, 10, now=now)
+    for one, other in zip(before, after):
+        assert ids_of(one) == ids_of(other)
+        np.testing.assert_allclose([hit.score for hit in one.hits],
+                                   [hit.score for hit in other.hits], atol=1e-4)
+
+
+def test_others_see_clicks_and_withdrawals_as_they_come(built):
+    with open_live() as index, open_live(writable=False) as other:
+        index.click(clicks_on("n0007", "n0007", "n0009"))
+        deadline = time.time() + 20
+        while ids_of(other.query([], 3)) != ["n0007", "n0009"]:
+            assert time.time() < deadline
+            time.sleep(0.05)
+        index.remove(["n0007"])
+        assert ids_of(other.query([], 3)) == ["n0009"]
+        index.add([Item("n0007", "again")])
+        assert ids_of(other.query([], 3)) == ["n0007", "n0009"]
+        with pytest.raises(retrieve.ItemError, match="open for writing"):
+            other.click(clicks_on("n0001"))
+
+
+def test_clicks_outlive_a_model(built, capsys):
+    with open_live(Scoring()) as index:
+        index.click([Click("a", item, time.time() - 60 + place)
+                     for place, item in enumerate(("n0003", "n0005", "fresh"))])
+    assert train.main(["--epochs", "1", "--embedding_dim", "6", "--hidden_size", "6",
+                       "--model_dir", "other"]) == 0
+    assert retrieve.main(["build", "--model_dir", "other", "--overwrite"]) == 0
+    for _ in range(2):  # the second time the vectors are those of the new model
+        with open_live(Scoring()) as index:
+            assert {"n0003", "n0005", "fresh"} == set(ids_of(index.query([], 9)))
+            assert index._live.vector(index.store.find(["fresh"])["fresh"].key).shape == (6,)
+
+
+def test_what_no_click_can_be(built):
+    with Index.open("index", writable=True) as index:
+        with pytest.raises(retrieve.ItemError, match="has a scoring"):
+            index.click(clicks_on("n0001"))
+    with open_live() as index:
+        for click in (Click("s", "a\tb", 1.0), Click("s", "", 1.0), Click("s", "n1", -1.0),
+                      Click("s", "n1", float("nan")), Click("s", "n1", time.time() + 1e6)):
+            with pytest.raises(retrieve.ItemError):
+                index.click([Click("s", "n0001", time.time()), click])
+        assert ids_of(index.query([], 5)) == []
+
+
+def test_old_clicks_are_forgotten(built):
+    with open_live() as index:
+        index.click(clicks_on("n0007", start=time.time() - 90000))
+        index.click(clicks_on("n0009"))
+        assert ids_of(index.query([], 5)) == ["n0009"]
+    log = live.ClickLog("index/clicks.sqlite", False)
+    assert sum(len(rows) for rows in log.read()) == 2
+    open_live().close()
+    assert [row[1].item for rows in log.read() for row in rows] == ["n0009"]
+    log.close()
+
+
+def test_a_session_begins_anew_after_a_while():
+    sessions = live.Sessions()
+    assert sessions.add("a", 1, 100.0) == []
+    assert sessions.add("a", 2, 200.0) == [1]
+    assert sessions.add(None, 9, 200.0) == []
+    assert sessions.add("b", 3, 300.0) == []
+    assert sessions.add("a", 4, 200.0 + live.SESSION_AGE + 1) == []
+    for key in range(live.SESSION_CLICKS + 5):
+        before = sessions.add("c", key, 9000.0)
+    assert len(before) == live.SESSION_CLICKS and before[-1] == live.SESSION_CLICKS + 3
+    sessions.forget(8000.0)
+    assert sessions.add("b", 5, 8000.0) == []
+    assert sessions.add("c", 5, 9001.0)[-1] == live.SESSION_CLICKS + 4
+
+
+def test_commands(built, capsys):
+    def run(*argv):
+        code = retrieve.main(list(argv))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    now = time.time()
+    with open("clicks.tsv", "w") as f:
+        f.write(f"a\tn0007\t{now - 20}\nb\tn0007\t{now - 10:.0f}\n\tn0009\t{now - 5}\n")
+    assert run("click", "clicks.tsv")[:2] == (0, "clicks:3\n")
+    code, out, _ = run("query", "--session", "n0001", "-k", "2", "--scoring", "default")
+    assert [line.split("\t")[2] for line in out.splitlines()] == ["n0007", "n0009"]
+    with open("scoring.json", "w") as f:
+        f.write(Scoring(share=2.0).to_json())
+    _, out, err = run("query", "--session", "n0001", "-k", "1", "--scoring", "scoring.json",
+                      "--weight", "readers=0", "--weight", "power=0,0,0,-9")
+    assert out.split("\t")[2] == "n0009"
+    _, out, _ = run("query", "--session", "n0001", "-k", "1", "--scoring", "default",
+                    "--candidate_age", "0.001")
+    assert out.split("\t")[2] not in ("n0007", "n0009")
+    for flags, message in ((["--scoring", "none.json"], "cannot read none.json"),
+                           (["--scoring", "clicks.tsv"], "clicks.tsv: "),
+                           (["--weight", "readers=1"], "give one"),
+                           (["--scoring", "default", "--weight", "speed=1"], "no 'speed'"),
+                           (["--scoring", "default", "--weight", "readers=x"], "readers=x")):
+        code, _, err = run("query", "--session", "n0001", *flags)
+        assert code == 1 and message in err, err
+    with open("wrong.tsv", "w") as f:
+        f.write("a\tn0007\nb\n")
+    code, _, err = run("click", "wrong.tsv")
+    assert code == 1 and "wrong.tsv, line 2" in err
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_the_last_second_at_most(built):
+    """Kills the writer at random moments; whatever was told a second before must be there."""
+    script = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import retrieve
+from stream import Scoring
+with retrieve.Index.open("index", True, Scoring()) as index:
+    number = int(sys.argv[2])
+    while True:
+        index.click([retrieve.Click(f"s{number % 7}", f"n{number % 50:04d}", time.time())])
+        number += 1
+        print(number, time.time(), flush=True)
+"""
+    random = np.random.default_rng(1)
+    total = 0
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", script, ROOT, str(total)],
+                                   stdout=subprocess.PIPE, text=True)
+        told = [process.stdout.readline().split()]
+        end = time.time() + random.uniform(0.3, 2.5)
+        while time.time() < end:
+            told.append(process.stdout.readline().split())
+        process.send_signal(signal.SIGKILL)
+        killed = time.time()
+        process.wait()
+        safe = max([int(number) for number, when in told if float(when) < killed - 1.0],
+                   default=total)
+        log = live.ClickLog("index/clicks.sqlite", False)
+        total = sum(len(rows) for rows in log.read())
+        log.close()
+        assert total >= safe
+    assert total > 200
