@@ -19,6 +19,7 @@ trained (frozen), and a session-kNN that sees every click (V-SKNN; stream_baseli
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
@@ -323,6 +324,8 @@ def read_scoring(args):
 
 def fit(args, clicks, encoder):
     """Finds the parameters on the queries, writes and returns them. Raises SetupError."""
+    if importlib.util.find_spec("scipy") is None:
+        raise utils.SetupError("--fit needs scipy: pip install scipy")
     examples = stream.Examples()
     share = args.fit_queries / clicks.asked.sum()
     random = np.random.default_rng(0)

@@ -281,12 +281,18 @@ def test_fit_finds_what_the_clicks_follow():
     assert min(fitted.last + fitted.earlier) >= 0 and fitted.content >= 0
 
 
-def test_examples_of_part_of_the_candidates_estimate_all(monkeypatch):
-    everything, _, exact = stream.fit(rule_examples(5), steps=0)
-    monkeypatch.setattr(stream.Examples, "HEAD", 5)
-    monkeypatch.setattr(stream.Examples, "TAIL", 5)
-    _, _, estimate = stream.fit(rule_examples(5), steps=0)
-    assert estimate == pytest.approx(exact, abs=0.05)
+def test_examples_hold_the_label_and_the_best(monkeypatch):
+    monkeypatch.setattr(stream.Examples, "BEST", 1)
+    state, examples = stream.Stream(DIM), stream.Examples()
+    for item in range(9):
+        state.clicks_of([item] * (item + 1), [[]] * (item + 1), [item] * (item + 1),
+                        [None] * (item + 1))
+    examples.add(state, 3, None, [8], 20)
+    examples.add(state, 8, None, [8], 20)  # its own session has it
+    linear, label = examples.linear[0], examples.label[0]
+    assert len(examples) == 1
+    assert np.exp(linear[2, label]) == pytest.approx(4 + stream.COUNT_FLOOR, rel=0.1)
+    assert np.exp(linear[2].max()) == pytest.approx(8 + stream.COUNT_FLOOR, rel=0.1)
 
 
 # --- baselines ------------------------------------------------------------------------------------
