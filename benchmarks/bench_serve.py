@@ -37,6 +37,7 @@ import retrieve
 import store
 
 K = 20
+CHECKED = 60  # hits of a query that looks whether a change is seen
 DIM, TOPICS, SPREAD = 128, 5000, 0.9  # of the synthetic vectors; spread: length of the offset
 
 
@@ -108,7 +109,7 @@ def request(method, path, body=None):
 
 
 def ids_for(connection, session):
-    status, body = connection.ask("POST", "/recommend", {"session": session, "k": K})
+    status, body = connection.ask("POST", "/recommend", {"session": session, "k": CHECKED})
     return [hit["id"] for hit in json.loads(body)["hits"]] if status == 200 else None
 
 
@@ -120,7 +121,8 @@ def print_load(args, work, sessions):
     try:
         port = int(server.stdout.readline().rsplit(":", 1)[1])
         headlines = make_sample.make_headlines(args.items, 0)
-        probes = find_probes(Connection(port), sessions, headlines)
+        probes = find_probes(Connection(port), sessions, headlines,
+                             CHECKED - args.connections)
         print("| /recommend | requests | a second | p50, ms | p99, ms | max, ms | failed | "
               "adds / s | removes / s | not seen |\n|" + "---|" * 10)
         load(args, port, sessions, float("inf"))  # a warm-up
@@ -135,14 +137,17 @@ def print_load(args, work, sessions):
         raise SystemExit(f"the server ended with the code {server.returncode}")
 
 
-def find_probes(connection, sessions, headlines, wanted=50):
-    """Pairs (session, headline) such that a fresh article of the headline is among the first 20
-    for the session: those show whether an add is seen."""
+def find_probes(connection, sessions, headlines, first, wanted=50):
+    """Pairs (session, headline) such that a fresh article of the headline is among the first hits
+    for the session: those show whether an add is seen.
+
+    first: how many; less than CHECKED by what other connections may have published at the time
+    """
     probes = []
     for number, session in enumerate(sessions):
         headline = headlines[int(session[-1][1:])]
         connection.ask("PUT", "/items/probe", {"text": headline})
-        if "probe" in ids_for(connection, session):
+        if "probe" in ids_for(connection, session)[:first]:
             probes.append((session, headline))
         if len(probes) == wanted:
             break
