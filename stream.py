@@ -51,7 +51,7 @@ from typing import NamedTuple, Tuple
 import numpy as np
 
 WINDOWS = (300.0, 900.0, 3600.0, 14400.0)  # seconds: of popularity
-PASSAGES = (1200.0, 7200.0)  # seconds: of transitions
+PASSAGES = (3600.0, 14400.0)  # seconds: of transitions
 LAGS = 8  # newest clicks of a session that a transition starts from
 SHRINK = 5.0  # readers, at which their mean has half of its weight
 READERS = 30  # the mean forgets: its newest term counts for 1/30 at least
@@ -72,13 +72,13 @@ class Scoring(NamedTuple):
     """The weights of the score; the module says what each is. `share`, `last`, `earlier` and
     `floor` are 0 or more. All of 0 in one part switch it off."""
 
-    readers: float = 0.5
+    readers: float = 0.8
     content: float = 0.0
-    power: Tuple[float, ...] = (0.0,) * len(WINDOWS)
-    followed: float = 0.0
-    share: float = 5.0
-    last: Tuple[float, ...] = (0.5, 0.1)
-    earlier: Tuple[float, ...] = (0.1, 0.02)
+    power: Tuple[float, ...] = (0.0, -0.2, 0.1, -0.5)
+    followed: float = 0.4
+    share: float = 40.0
+    last: Tuple[float, ...] = (0.03, 0.003)
+    earlier: Tuple[float, ...] = (0.1, 0.01)
     floor: float = 0.01
 
     def to_json(self):

@@ -6,8 +6,8 @@
 Times are in seconds. The parameters of the score are found on the sessions that begin in the
 --fit_hours before the first click of the test files, with a model trained on the sessions before
 them; then a model is trained on all training sessions and evaluated with these parameters. With
---ablation this is done again with each part of the score switched off, in the fit as well. Whatever
-follows -- goes to train.py.
+--ablation the test day is replayed again with each part of the score switched off, the other weights
+as they are. Whatever follows -- goes to train.py.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main(argv=None):
         scoring = os.path.join(work, "stream.json")
         out, seconds, _ = common.run_script("evaluate_stream.py", *day, "--scoring", scoring,
                                             "--fit", "--baselines")
-        print(f"fit: {seconds:.0f} s, on its own day", figures(out)[0])
+        print(f"fit and a replay of its own day: {seconds:.0f} s", figures(out)[0], flush=True)
         print("| recall@20 / mrr@20 | all | known | unknown | clicks/s |\n|---|---|---|---|---|")
         out, _, _ = common.run_script("evaluate_stream.py", *test, "--scoring", scoring, "--table",
                                       f"{work}/hours.tsv", "--plot", f"{work}/hours.png")
@@ -97,7 +97,6 @@ def main(argv=None):
                 shutil.copy(os.path.join(work, name), args.keep)
         for part in PARTS if args.ablation else ():
             off = ["--scoring", scoring, "--baselines", "--without", part]
-            common.run_script("evaluate_stream.py", *day, "--fit", *off)
             out, _, _ = common.run_script("evaluate_stream.py", *test, *off)
             print_rows(out, {"stream": f"without {part}"})
 
