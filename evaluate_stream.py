@@ -28,7 +28,6 @@ from typing import NamedTuple
 
 import utils  # first: it sets the environment for numpy and paddle
 import numpy as np
-import paddle
 from tqdm import tqdm
 
 import evaluation
@@ -151,7 +150,7 @@ class Encoder:
     """
 
     def __init__(self, model, vocab_size, item_tokens=None):
-        self.model = model
+        self.model, self._users = model, model.freeze()
         clicks = model.item_clicks.numpy()
         # Articles of the day come behind those that the model has.
         self.known = np.pad(clicks, (0, vocab_size - len(clicks))) > 0
@@ -163,7 +162,6 @@ class Encoder:
         self.length = float(np.linalg.norm(self.table[self.known], axis=1).mean())
         self.tied = all(member.item_fc is None for member in model.members)
 
-    @paddle.no_grad()
     def _encode_items(self, content):
         """Embeddings and vectors <float32>[vocab_size, dim] of all items, zeros for those without
         one."""
@@ -186,7 +184,6 @@ class Encoder:
         vector = state.vector(item) if self.tied and state is not None else None
         return None if vector is None else vector * self.length
 
-    @paddle.no_grad()
     def __call__(self, sequences, state=None):
         """The vector <float32>[dim] of each list of items, None where no click has an embedding.
 
@@ -197,8 +194,8 @@ class Encoder:
         lengths = np.array([len(part) for part in rows], np.int64)
         result = [None] * len(rows)
         if lengths.any():
-            emb = paddle.to_tensor(np.stack([row for part in rows for row in part]))
-            vectors = self.model.encode_user(emb, lengths[lengths > 0]).numpy()
+            emb = np.stack([row for part in rows for row in part])
+            vectors = self._users(emb, lengths[lengths > 0])
             for place, vector in zip(np.flatnonzero(lengths), vectors):
                 result[place] = vector
         return result
@@ -430,7 +427,6 @@ def load_encoder(args, vocab_size):
         raise utils.SetupError(f"{args.model_dir} holds no complete epoch: train first, or see "
                                "--model_dir")
     model = evaluation.load_model(args.model_dir, epoch, meta)
-    model.freeze()
     if model.vocab_size > vocab_size:
         raise utils.SetupError(f"the checkpoint was trained with {model.vocab_size} items and "
                                f"{args.vocab_path} says {vocab_size}: those of training come "

@@ -33,7 +33,6 @@ from typing import Mapping, NamedTuple
 
 import utils  # first: it sets the environment for numpy and paddle
 import numpy as np
-import paddle
 
 import evaluation
 import live
@@ -120,7 +119,7 @@ class Encoder:
     """
 
     def __init__(self, model, vocabulary):
-        model.freeze()
+        self._users = model.freeze()
         self.model, self.vocabulary = model, vocabulary
         self.num_items = model.vocab_size
         # Of the items' embeddings, if these are their vectors too.
@@ -169,12 +168,18 @@ class Encoder:
         lengths = np.array([len(clicks) for clicks in sessions])
         clicks = [click for session in sessions for click in session]
         bags = [click for click in clicks if click.dtype != np.float32]
-        emb = self.embed(bags) if bags else None
+        emb = self._embed_few(bags) if bags else None
         if len(bags) < len(clicks):
-            known = iter(emb.numpy() if bags else [])
-            emb = paddle.to_tensor(np.stack([click if click.dtype == np.float32 else next(known)
-                                             for click in clicks]))
-        return self.model.encode_user(emb, lengths).numpy()
+            known = iter(emb if bags else [])
+            emb = np.stack([click if click.dtype == np.float32 else next(known)
+                            for click in clicks])
+        return self._users(emb, lengths)
+
+    def _embed_few(self, bags):
+        """As embed, in numpy: quicker for the clicks of a session."""
+        lengths = np.array([len(bag) for bag in bags])
+        rows = np.concatenate(bags).astype(np.int64)
+        return np.add.reduceat(self.model.embed(rows).numpy(), np.cumsum(lengths) - lengths)
 
     def stand_in(self, vector):
         """The embedding of an item from its vector <float32>[dim] of length 1, None where the model
