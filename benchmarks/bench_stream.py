@@ -6,8 +6,8 @@
 Times are in seconds. The parameters of the score are found on the sessions that begin in the
 --fit_hours before the first click of the test files, with a model trained on the sessions before
 them; then a model is trained on all training sessions and evaluated with these parameters. With
---ablation the test day is replayed again with each part of the score switched off, the other weights
-as they are. Whatever follows -- goes to train.py.
+--ablation the test day is replayed again with each part of the score switched off, the other
+weights as they are. Whatever follows -- goes to train.py.
 """
 
 from __future__ import annotations
