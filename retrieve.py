@@ -300,7 +300,7 @@ class Index:
     def query_many(self, sessions, k=20, exclude_session=True, now=None):
         """A list of Answer, for several sessions at once; otherwise as query."""
         sessions = [list(session) for session in sessions]
-        if self._live:
+        if self._live and not self.store.writable:
             self.refresh()
         known = self.store.find(sorted({id for session in sessions for id in session}))
         clicks = [[known[id] for id in session if id in known] for session in sessions]
@@ -387,7 +387,8 @@ class Index:
 
         A model without content takes back items that it was trained with and no others. One with
         content takes all; those of which it knows neither a token nor the id are kept with their
-        text and are no candidates. Returns Added. Raises ItemError, text.DataError,
+        text and are no candidates. In a live index all are candidates from here on, by their
+        clicks, whatever the model knows. Returns Added. Raises ItemError, text.DataError,
         store.StoreError.
         """
         items = list({item.id: item for item in items}.values())
