@@ -128,7 +128,7 @@ def test_flags_of_the_retired_script():
     assert args.endpoints == ["127.0.0.1:6000"]
     ours, _ = train.parse_args([])
     for name, value in vars(ours).items():
-        if name not in ("model_dir", "resume", "valid_dir", "patience", "log_dir"):
+        if name not in ("model_dir", "resume", "init_from", "valid_dir", "patience", "log_dir"):
             assert getattr(args, name) == value, name
     assert args.model_dir == "cluster_model"
 
