@@ -210,7 +210,8 @@ class Stream:
 
         item: the article, an integer; previous: the session's clicks before it, the newest last
         time: in seconds, on any one clock; clicks may come late, but what is asked later is asked
-            at no moment before the newest
+            at no moment before the newest. One that lies in the future is the caller's to refuse:
+            what it makes old is forgotten
         user: <float32>[dim], the vector of the session before this click; None at its first click
         """
         if self.pending and time > self.pending[-1][2]:
