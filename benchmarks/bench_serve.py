@@ -47,12 +47,13 @@ def main(argv=None):
     parser.add_argument("--seconds", type=float, default=20, help="of each load")
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--rate", type=float, default=100, help="requests a second, where paced")
+    parser.add_argument("--ivf_above", type=int, default=100_000, help="as of retrieve.py build")
     parser.add_argument("--changes", type=float, default=100, help="adds, and removes, a second")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as work:
         if args.items > 200_000:
             return measure_search(work, args.items)
-        sessions = make_index(work, args.items)
+        sessions = make_index(work, args.items, args.ivf_above)
         print_load(args, work, sessions)
         print_parts(os.path.join(work, "index"), sessions)
 
@@ -60,7 +61,7 @@ def main(argv=None):
 # --- the server -----------------------------------------------------------------------------------
 
 
-def make_index(work, num_items):
+def make_index(work, num_items, ivf_above):
     """Trains a model with content and builds its index. Returns sessions of raw ids."""
     make_sample.write_sample(work, num_items, 2 * num_items, 2000, seed=0)
     data = ["--train_dir", f"{work}/train_data", "--vocab_path", f"{work}/vocab.txt",
@@ -68,7 +69,8 @@ def make_index(work, num_items):
     common.run_script("train.py", *data, "--recipe", "strong", "--epochs", 1, "--print_batch",
                       10 ** 6)
     common.run_script("retrieve.py", "build", "--index_dir", f"{work}/index", "--items_path",
-                      f"{work}/items.txt", "--tokens_path", f"{work}/tokens.txt", *data[4:])
+                      f"{work}/items.txt", "--tokens_path", f"{work}/tokens.txt", "--ivf_above",
+                      ivf_above, *data[4:])
     with open(f"{work}/test_data/sessions.txt", encoding="utf-8") as f:
         return [[f"n{int(item):04d}" for item in line.split()][-20:] for line in f]
 
