@@ -189,6 +189,7 @@ class Health(BaseModel):
     model: str
     change: int = Field(description="number of the last change")
     takes_fresh: bool = Field(description="whether items can be added that the model never saw")
+    live: bool = Field(description="whether clicks are taken in and rank what is recommended")
     needs_token: bool = Field(description="whether changes need a bearer token")
     max_k: int = Field(description="the most hits that may be asked for")
 
@@ -409,6 +410,7 @@ def add_reading(app, index, limits, needs_token):
         """Whether the server answers, and from what."""
         return JSONResponse({"status": "ok", "model": made_by, "change": index.store.change,
                              "takes_fresh": index.takes_fresh, "needs_token": needs_token,
+                             "live": index.scoring is not None,
                              "max_k": limits.max_k})
 
 

@@ -454,10 +454,10 @@ def test_page_allows_nothing_but_itself(client):
 class Server:
     """serve.py in a process of its own."""
 
-    def __init__(self, index_dir, **environment):
+    def __init__(self, index_dir, *flags, **environment):
         self.process = subprocess.Popen(
             [sys.executable, os.path.join(ROOT, "serve.py"), "--index_dir", str(index_dir),
-             "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+             "--port", "0", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "SSR_TOKEN": "", **environment})
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
@@ -691,3 +691,32 @@ def walk_through(page, server):
     expect(error).to_contain_text("name:value")
     page.click("#clear")
     expect(hits).to_have_count(0)
+
+
+@pytest.mark.slow
+@ids_only
+def test_clicks_on_the_page_of_a_live_index(index_dir, browser):
+    from playwright.sync_api import expect
+
+    server = Server(index_dir, "--scoring", "default")
+    try:
+        page = browser.new_page()
+        page.set_default_timeout(10_000)
+        page.goto(server.url)
+        expect(page.locator("#articles button")).not_to_have_count(0)
+        expect(page.locator("#hits button")).to_have_count(0)  # nothing is read yet
+        page.fill("#search", "n0015")
+        expect(page.locator("#articles button")).to_have_count(1)
+        page.click("#articles button")
+        expect(page.locator("#answer")).to_contain_text("After 1 click")
+        assert ids_of(recommend(server.client, k=5)) == ["n0015"]
+        # An article that the model never saw is published, and ranked at once.
+        page.fill("#title", "Something else")
+        page.fill("#id", "fresh")
+        page.press("#title", "Enter")
+        expect(page.locator("#published")).to_contain_text("Published as fresh")
+        expect(page.locator("#hits .id").first).to_have_text("fresh")
+        page.click("#clear")
+        expect(page.locator("#answer")).to_contain_text("What is read now")
+    finally:
+        assert server.end()[0] == 0
