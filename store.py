@@ -378,20 +378,31 @@ def recall(found, wanted):
 
 def _train(db, dim, probes, ivf_above, nlist, nprobe):
     """The faiss index of all candidates in the database."""
-    rows = db.execute(f"SELECT key, vector FROM items WHERE {LIVE}").fetchall()
-    keys = np.array([key for key, _ in rows], np.int64)
-    vectors = _stack([blob for _, blob in rows], dim)
-    if len(rows) <= ivf_above:
+    keys, vectors = _read_vectors(db, dim)
+    if len(keys) <= ivf_above:
         flat = Flat.make(dim)
         flat.put(keys, vectors)
         return flat
-    ivf = Ivf.make(vectors, min(nlist or int(4 * len(rows) ** 0.5), len(rows)))
+    ivf = Ivf.make(vectors, min(nlist or int(4 * len(keys) ** 0.5), len(keys)))
     ivf.put(keys, vectors)
     if nprobe:
         ivf.index.nprobe = min(nprobe, ivf.index.nlist)
     else:
         ivf.tune(probes)
     return ivf
+
+
+def _read_vectors(db, dim):
+    """(keys <int64>[n], vectors <float32>[n, dim]) of all candidates, in no more memory than
+    that."""
+    size, = db.execute(f"SELECT count(*) FROM items WHERE {LIVE}").fetchone()
+    keys, vectors = np.empty(size, np.int64), np.empty((size, dim), np.float32)
+    rows = db.execute(f"SELECT key, vector FROM items WHERE {LIVE}")
+    for start in range(0, size, ROWS_AT_A_TIME):
+        some = rows.fetchmany(ROWS_AT_A_TIME)
+        keys[start:start + len(some)] = [key for key, _ in some]
+        vectors[start:start + len(some)] = _stack([blob for _, blob in some], dim)
+    return keys, vectors
 
 
 def _checksum(path):
