@@ -65,19 +65,25 @@ class ClickLog:
         self.path = path
         self._buffer = []
         self._buffering, self._using = threading.Lock(), threading.Lock()
-        self._db = None
+        self._db = self._thread = None
         self._done = threading.Event()
-        if not writable and not os.path.exists(path):
-            return
-        with self._told():
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            if writable:
+        if writable:
+            with self._told():
+                self._connect()
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.executescript(SCHEMA)
-        self._thread = None
-        if writable:
             self._thread = threading.Thread(target=self._flush_now_and_then, daemon=True)
             self._thread.start()
+
+    def _connect(self):
+        self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+
+    def _is_there(self):
+        """Whether there is a log to read by now."""
+        if self._db is None and os.path.exists(self.path):
+            with self._told():
+                self._connect()
+        return self._db is not None
 
     @contextlib.contextmanager
     def _told(self):
@@ -114,7 +120,7 @@ class ClickLog:
     def read(self, after=0):
         """Yields lists of (number, Click, user or None, published) of the rows with higher numbers.
         """
-        while self._db is not None:
+        while self._is_there():
             with self._using, self._told():
                 rows = self._db.execute("SELECT number, session, item, time, user, published "
                                         "FROM clicks WHERE number > ? ORDER BY number LIMIT ?",
@@ -128,7 +134,7 @@ class ClickLog:
 
     def model(self):
         """The digest of the model that made the vectors, None where there are none."""
-        if self._db is None:
+        if not self._is_there():
             return None
         with self._using, self._told():
             row = self._db.execute("SELECT value FROM meta WHERE name = 'model'").fetchone()

@@ -130,7 +130,7 @@ def test_opening_again_finds_the_same(built):
 
 
 def test_others_see_clicks_and_withdrawals_as_they_come(built):
-    with open_live() as index, open_live(writable=False) as other:
+    with open_live(writable=False) as other, open_live() as index:  # no log yet for the first
         index.click(clicks_on("n0007", "n0007", "n0009"))
         deadline = time.time() + 20
         while ids_of(other.query([], 3)) != ["n0007", "n0009"]:
