@@ -648,7 +648,9 @@ def test_killed_at_any_moment(tmp_path):
         first = child.stdout.readline()
         time.sleep(timing.random() ** 2 * 0.3)
         child.send_signal(signal.SIGKILL)
-        out, err = child.communicate()
+        # Not communicate: it knows nothing of what readline has read ahead.
+        out, err = child.stdout.read(), child.stderr.read()
+        child.wait()
         lines = (first + out).splitlines()
         assert first and not err, err
         if not (first + out).endswith("\n"):
