@@ -102,6 +102,10 @@ def test_a_withdrawn_article_is_gone_from_the_next_answer(built):
         assert not {"new", "n0007"} & set(ids_of(index.query(["n0001"], 59)))
         index.click(clicks_on("new"))
         assert "new" not in ids_of(index.query(["n0001"], 59))
+        # Nor does it come back by a click after a day on which nobody asked for it.
+        index._live._stream.compact(time.time() + 200_000)
+        index.click(clicks_on("new", start=time.time() - 1))
+        assert "new" not in ids_of(index.query(["n0001"], 59))
     with open_live() as index:
         assert not {"new", "n0007"} & set(ids_of(index.query(["n0001"], 59)))
         index.add([Item("n0007", "again")])
