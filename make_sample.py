@@ -48,6 +48,7 @@ CHINESE_EVERY = 12  # a headline in Chinese every so many articles of a topic
 REPEAT, FOLLOW, SWITCH = 0.10, 0.55, 0.05  # probabilities of a click; the rest goes by popularity
 FOLLOWERS = 3  # articles that often come after a given one
 MEAN_LENGTH, MAX_LENGTH = 6, 50
+FIRST_DAY, DAYS = 1_700_006_400, 5  # 15 November 2023, 00:00 UTC; the last day is the test's
 
 
 def make_sessions(num_sessions, num_items, seed):
@@ -105,6 +106,16 @@ def write_sessions(path, items, offsets):
             f.write(" ".join(ids[begin:end]) + "\n")
 
 
+def make_times(offsets, seed):
+    """When each click was, in seconds since 1970: sessions begin one after the other, evenly over
+    DAYS, and read each article for 10 to 90 seconds. <int64>[clicks]"""
+    random = np.random.default_rng([seed, 2])
+    lengths = np.diff(offsets)
+    begin = FIRST_DAY + np.arange(len(lengths)) * DAYS * 86_400 // len(lengths)
+    spent = np.cumsum(random.integers(10, 91, offsets[-1]))
+    return np.repeat(begin - spent[offsets[:-1]], lengths) + spent
+
+
 def make_headlines(num_items, seed):
     """A headline an item, about its topic: <str>[num_items]. Few of them are in Chinese."""
     random = np.random.default_rng([seed, 1])  # the sessions draw from another one
@@ -127,13 +138,14 @@ def _choose(choices, draw):
 
 
 def write_sample(output_dir, num_items, train_sessions, test_sessions, seed):
-    """Writes train_data/, test_data/, vocab.txt, items.txt and the tokens of the headlines under
-    output_dir."""
+    """Writes train_data/, test_data/, the times of their clicks in train_times/ and test_times/,
+    vocab.txt, items.txt and the tokens of the headlines under output_dir."""
     items, offsets = make_sessions(train_sessions + test_sessions, num_items, seed)
-    write_sessions(os.path.join(output_dir, "train_data", "sessions.txt"), items,
-                   offsets[:train_sessions + 1])
-    write_sessions(os.path.join(output_dir, "test_data", "sessions.txt"), items,
-                   offsets[train_sessions:])
+    for kind, values in (("data", items), ("times", make_times(offsets, seed))):
+        write_sessions(os.path.join(output_dir, f"train_{kind}", "sessions.txt"), values,
+                       offsets[:train_sessions + 1])
+        write_sessions(os.path.join(output_dir, f"test_{kind}", "sessions.txt"), values,
+                       offsets[train_sessions:])
     with open(os.path.join(output_dir, "vocab.txt"), "w", encoding="utf-8", newline="\n") as f:
         f.write(f"{num_items}\n")
     headlines = make_headlines(num_items, seed)

@@ -14,8 +14,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def test_the_committed_sample_is_what_the_generator_makes(tmp_path):
     assert make_sample.main(["--output_dir", str(tmp_path)]) == 0
-    for name in ("train_data/sessions.txt", "test_data/sessions.txt", "vocab.txt", "items.txt",
-                 *text.TOKEN_FILES):
+    for name in ("train_data/sessions.txt", "test_data/sessions.txt", "train_times/sessions.txt",
+                 "test_times/sessions.txt", "vocab.txt", "items.txt", *text.TOKEN_FILES):
         with open(os.path.join(ROOT, name), "rb") as committed, open(tmp_path / name, "rb") as made:
             assert committed.read() == made.read(), name
 
@@ -35,6 +35,17 @@ def test_headlines_carry_the_topic_and_leave_the_sessions_alone(tmp_path):
     for item in (0, 221, 499):
         own = tokens.tokens[tokens.offsets[item]:tokens.offsets[item + 1]]
         assert own.tolist() == vocabulary.encode(headlines[item]).tolist()
+
+
+def test_times_are_those_of_the_clicks_and_rise():
+    train, times = reader.load_timed_sessions(os.path.join(ROOT, "train_data"),
+                                              os.path.join(ROOT, "train_times"), 500)
+    starts = times[train.offsets[:-1]]
+    assert (np.diff(starts) > 0).all() and len(times) == len(train.items)
+    _, later = reader.load_timed_sessions(os.path.join(ROOT, "test_data"),
+                                          os.path.join(ROOT, "test_times"), 500)
+    assert later.min() > starts.max()
+    assert later.max() - times.min() < make_sample.DAYS * 86_400 + 9000
 
 
 @pytest.mark.parametrize("num_items", [2, 7, 20, 21, 5000])
