@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 import zlib  # noqa: F401  before paddle: libpaddle 2.6.2 shadows zlib's symbols and breaks gzip
 
 
@@ -41,7 +42,15 @@ def _keep_freed_memory():
     mallopt(m_trim_threshold, 1 << 30)
 
 
+def _keep_quiet():
+    """What libraries say of themselves when they are loaded is not for the user. Paddle 3 opens the
+    root logger to it."""
+    warnings.filterwarnings("ignore", message="No ccache found")
+    logging.getLogger("faiss").setLevel(logging.WARNING)
+
+
 _set_environment()
+_keep_quiet()
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
