@@ -13,6 +13,11 @@ and in Python
         for hit in index.query(["n0015", "n0095", "n0115"], k=5).hits:
             print(hit.id, hit.score, hit.text)
 
+With a scoring (stream.py) an index is live: it takes clicks in and ranks what is read these days.
+
+    with retrieve.Index.open("index", writable=True, scoring=stream.Scoring()) as index:
+        index.click([retrieve.Click("any session", "n0041", time.time())])
+
 An index holds all that it takes to answer: the model, the items, their vectors (store.py). An
 item is encoded at the moment it is added, with the model of the index; nothing is trained or built
 again, the next query finds it.

@@ -99,6 +99,22 @@ def test_gradients_of_the_rows_are_those_of_finite_differences():
             dense[row, column], rel=2e-2, abs=2e-2)
 
 
+def test_sums_of_rows_are_those_of_the_route_on_a_gpu():
+    """There the rows are gathered and summed by Paddle: outputs and gradients of both."""
+    x = paddle.randn([7, 3])
+    members, lengths = np.array([3, 1, 1, 6, 0, 2]), np.array([2, 3, 1])
+    encoder, results = nets.BowEncoder(), []
+    for route in (lambda x: encoder.of_rows(x, members, lengths),
+                  lambda x: encoder(paddle.gather(x, paddle.to_tensor(members)), lengths)):
+        x = x.detach()
+        x.stop_gradient = False
+        sums = route(x)
+        (sums * sums).sum().backward()
+        results.append((sums.numpy(), x.grad.numpy()))
+    for one, other in zip(*results):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_a_step_moves_no_row_of_an_item_that_training_does_not_have(in_sample):
     assert run_train("--epochs", 1, "--recipe", "strong", "--num_negatives", 30) == 0
     dataset = reader.construct_train_data("train_data", "vocab.txt")
