@@ -295,7 +295,7 @@ def measure_search(work, count):
             begin = time.perf_counter()
             found.append(opened.search(query[None], K)[1][0])
             times.append(time.perf_counter() - begin)
-        wanted = np.concatenate([exact(vectors, asked[i:i + 50]) for i in range(0, 1000, 50)])
+        wanted = np.concatenate([exact(vectors, asked[i:i + 10]) for i in range(0, 1000, 10)])
         recall = store.recall(np.array(found[:1000]) - 1, wanted)  # keys begin at 1
         index = opened._vectors.index
         p50, p99 = np.percentile(times, [50, 99]) * 1e3
@@ -310,17 +310,27 @@ def measure_search(work, count):
         _, complete = opened.browse(["no such text"], K)
         browse = time.perf_counter() - begin
     print("| items | lists | looked into | recall@20 | ms a query | p50 | p99 | a change, ms | "
-          "build, s | open, s |\n|" + "---|" * 10)
+          "build, s | open, s | MB, opened |\n|" + "---|" * 11)
     print(f"| {count} | {index.nlist} | {index.nprobe} | {recall:.4f} | {np.mean(times) * 1e3:.2f} "
-          f"| {p50:.2f} | {p99:.2f} | {put * 1e3:.2f} | {built:.0f} | {opening:.1f} |")
+          f"| {p50:.2f} | {p99:.2f} | {put * 1e3:.2f} | {built:.0f} | {opening:.1f} | {memory_of(path)} |")
     print(f"\nthe size in {size * 1e3:.2f} ms; a search of the texts that finds nothing in "
           f"{browse * 1e3:.0f} ms, {'all' if complete else 'not all'} looked at")
+
+
+def memory_of(path):
+    """The peak of a process that opens an index, in MB, all imports included."""
+    # Not getrusage: its peak begins with that of the process that this one was made by.
+    code = (f"import sys; sys.path.insert(0, {common.ROOT!r}); import utils, store; "
+            f"store.Store({path!r}); print(open('/proc/self/status').read())")
+    status = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True,
+                            text=True).stdout
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
 
 
 def exact(vectors, queries):
     """<int64>[queries, K]: the nearest vectors."""
     scores = queries @ vectors.T
-    return np.argpartition(-scores, K, axis=1)[:, :K]
+    return np.argpartition(-scores, K, axis=1)[:, :K].copy()  # a view would keep all of it
 
 
 if __name__ == "__main__":
