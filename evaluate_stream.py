@@ -109,6 +109,7 @@ class Clicks(NamedTuple):
         """The items of the session before click `number`."""
         return self.sessions[self.session[number]][:self.position[number]]
 
+
 def in_order(data, times, warm=None, warm_times=None, warm_seconds=86400):
     """The Clicks of some sessions, among those to warm up that end in the last warm_seconds before
     them or later.
@@ -166,10 +167,9 @@ class Encoder:
         """Embeddings and vectors <float32>[vocab_size, dim] of all items, zeros for those without
         one."""
         ids = np.flatnonzero(self.has_vector)
-        embeddings = vectors = None
+        items, embeddings, vectors = evaluation.Items(self.model, content), None, None
         for chunk in np.array_split(ids, -(-len(ids) // evaluation.CLICKS_AT_A_TIME)):
-            bags = content and content.bags(chunk)
-            emb = self.model.embed(bags.rows, bags) if content else self.model.embed(chunk)
+            emb = items.embed(chunk)
             found = self.model.encode_item(emb)
             if vectors is None:
                 embeddings, vectors = (np.zeros((len(self.known), x.shape[1]), np.float32)
@@ -421,11 +421,7 @@ def load_clicks(args):
 
 def load_encoder(args, vocab_size):
     """Raises DataError, SetupError."""
-    epoch, meta = ((args.epoch, utils.load_meta(args.model_dir, args.epoch)) if args.epoch
-                   else utils.newest_complete(args.model_dir))
-    if not meta:
-        raise utils.SetupError(f"{args.model_dir} holds no complete epoch: train first, or see "
-                               "--model_dir")
+    epoch, meta = utils.find_checkpoint(args.model_dir, args.epoch)
     model = evaluation.load_model(args.model_dir, epoch, meta)
     if model.vocab_size > vocab_size:
         raise utils.SetupError(f"the checkpoint was trained with {model.vocab_size} items and "

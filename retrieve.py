@@ -615,14 +615,10 @@ def click(args):
 
 def read_clicks(path):
     """The clicks of a file, one a line: session, item and, maybe, seconds since 1970, with tabs
-    between; - is standard input. Raises ItemError, which names the line."""
-    try:
-        with open(0 if path == "-" else path, encoding="utf-8-sig", closefd=path != "-") as f:
-            lines = f.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ItemError(f"cannot read {path}: {error}") from error
+    between; - is standard input. Raises ItemError, which names the line, and text.DataError."""
+    lines = text.numbered_lines(path, "it holds clicks, a line each: session, tab, item")
     clicks, now = [], time.time()
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         session, *rest = line.split("\t")
         try:
             if len(rest) not in (1, 2):
@@ -630,7 +626,7 @@ def read_clicks(path):
             check_item(Item(rest[0]))
             clicks.append(Click(session or None, rest[0], float(rest[1]) if rest[1:] else now))
         except ValueError as error:
-            raise ItemError(f"{path}, line {number}: {error}") from None
+            raise ItemError(f"{text.shown_name(path)}, line {number}: {error}") from None
     return clicks
 
 

@@ -213,8 +213,8 @@ def read_items(path) -> dict[str, ItemText]:
     header. A field may come several times. path: - for standard input. Returns {raw id: ItemText}
     in file order. Raises DataError."""
     items = {}
-    lines = _lines(path, "it holds the items, a line each: raw id, tab, text")
-    path = _name(path)
+    lines = numbered_lines(path, "it holds the items, a line each: raw id, tab, text")
+    path = shown_name(path)
     for line, content in lines:
         if not content.strip():
             continue
@@ -236,10 +236,10 @@ def read_items(path) -> dict[str, ItemText]:
     return items
 
 
-def _lines(path, what):
+def numbered_lines(path, what):
     """(number, line without its end) of each line of UTF-8 text, of standard input for "-".
     Raises DataError."""
-    source, path = 0 if path == "-" else path, _name(path)
+    source, path = 0 if path == "-" else path, shown_name(path)
     try:
         with open(source, "rb", closefd=source != 0) as f:
             for line, raw in enumerate(f, 1):
@@ -253,7 +253,7 @@ def _lines(path, what):
         raise DataError(f"cannot read {path}: {error.strerror or error}; {what}") from error
 
 
-def _name(path):
+def shown_name(path):
     return "standard input" if path == "-" else path
 
 
@@ -350,8 +350,9 @@ class TokenVocabulary:
 def read_tokens(path) -> list[str]:
     """The lines of tokens.txt: line i is token i. Raises DataError."""
     numbers = {}
-    for line, token in _lines(path, "it holds the tokens, a line each; preprocess.py writes it "
-                                    "where items have text"):
+    lines = numbered_lines(path, "it holds the tokens, a line each; preprocess.py writes it where "
+                                 "items have text")
+    for line, token in lines:
         if not token.strip():
             raise DataError(f"{path}, line {line}: an empty line; each line is a token, and its "
                             "place is the token's id")

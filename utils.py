@@ -271,7 +271,7 @@ def find_checkpoint(model_dir, epoch):
     epoch, meta = newest_complete(model_dir)
     if meta is None:
         raise SetupError(f"{model_dir} holds no complete epoch: train first, or see "
-                               "--model_dir")
+                         "--model_dir")
     return epoch, meta
 
 

@@ -312,7 +312,8 @@ def measure_search(work, count):
     print("| items | lists | looked into | recall@20 | ms a query | p50 | p99 | a change, ms | "
           "build, s | open, s | MB, opened |\n|" + "---|" * 11)
     print(f"| {count} | {index.nlist} | {index.nprobe} | {recall:.4f} | {np.mean(times) * 1e3:.2f} "
-          f"| {p50:.2f} | {p99:.2f} | {put * 1e3:.2f} | {built:.0f} | {opening:.1f} | {memory_of(path)} |")
+          f"| {p50:.2f} | {p99:.2f} | {put * 1e3:.2f} | {built:.0f} | {opening:.1f} "
+          f"| {memory_of(path)} |")
     print(f"\nthe size in {size * 1e3:.2f} ms; a search of the texts that finds nothing in "
           f"{browse * 1e3:.0f} ms, {'all' if complete else 'not all'} looked at")
 
