@@ -23,22 +23,22 @@ import importlib.util
 import logging
 import os
 import sys
-import time
-from typing import NamedTuple
 
-import utils  # first: it sets the environment for numpy and paddle
 import numpy as np
-from tqdm import tqdm
 
-import evaluation
 import reader
-import stream
-from stream_baselines import VSKNN, Popular, rank_among
+import utils
+from ssr import commands
+from ssr.errors import SetupError
+from ssr.files import write_atomically
+from ssr.news import stream
+from ssr.news.baselines import VSKNN, Popular
+from ssr.news.replay import Baseline, Encoder, Frozen, Live, in_order, replay
+from ssr.retrieval import evaluation
+from ssr.training.content import load_item_tokens
 
 logger = logging.getLogger("evaluate_stream")
 
-SLICE = 64  # clicks whose sessions are encoded together
-MAX_LEN = 20  # newest clicks of a session that are encoded
 PARTS = ("readers", "content", "popularity", "transitions")
 BASELINES = ("popular", "frozen", "vsknn")
 DRAWN_FROM = 50  # queries: the recall of fewer is noise, and no point of the plot
@@ -49,16 +49,16 @@ def parse_args(argv=None):
         description="Evaluation of sessions with times, replayed in order",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    positive = utils.number(int, 1)
+    positive = commands.number(int, 1)
     add("--test_dir", default="test_data", help="directory of session files")
-    add("--times", default="test_times", help="directory of their times, files of the same names")
+    add("--times", default="test_times", type=commands.data_path, help="directory of their times, files of the same names")
     add("--warm_dir", help="sessions before them, whose last day is replayed first without being "
         "evaluated: those of training")
-    add("--warm_times", help="the times of --warm_dir")
+    add("--warm_times", type=commands.data_path, help="the times of --warm_dir")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items of "
         "these sessions; it may be more than the model was trained with")
     add("--model_dir", default="model_output", help="where train.py saved epoch_N")
-    add("--item_tokens", default="item_tokens.txt", metavar="FILE", help="for a model that was "
+    add("--item_tokens", default="item_tokens.txt", type=commands.data_path, metavar="FILE", help="for a model that was "
         "trained with it: line i is the tokens of item i, of all of --vocab_path")
     add("--epoch", type=positive, help="the newest complete one when not given")
     add("--scoring", help="the parameters of the score; MODEL_DIR/stream.json when not given, "
@@ -66,7 +66,7 @@ def parse_args(argv=None):
     add("--fit", action="store_true", help="find the parameters on these sessions and write them "
         "to --scoring; then evaluate on the same sessions")
     add("--fit_queries", type=positive, default=12000, help="queries that --fit looks at")
-    add("--unknown_weight", type=utils.number(float, 0), default=3.0, help="how much a click on an "
+    add("--unknown_weight", type=commands.number(float, 0), default=3.0, help="how much a click on an "
         "article unknown to training counts in --fit, against one on a known article")
     add("--without", nargs="+", choices=PARTS, default=[], help="parts of the score to switch off, "
         "in --fit as well")
@@ -77,227 +77,13 @@ def parse_args(argv=None):
     add("--topk", type=positive, default=20, metavar="K", help="the K of recall@K and MRR@K")
     add("--table", metavar="FILE", help="write the figures of each hour, as tab-separated text")
     add("--plot", metavar="FILE", help="draw recall@K of each hour; needs matplotlib")
-    add("--use_cuda", type=utils.number(int, 0, 1), default=0, help="1 for a GPU")
+    add("--use_cuda", type=commands.number(int, 0, 1), default=0, help="1 for a GPU")
     args = parser.parse_args(argv)
     if bool(args.warm_dir) != bool(args.warm_times):
         parser.error("--warm_dir and --warm_times go together")
     args.scoring_given = args.scoring is not None
     args.scoring = args.scoring or os.path.join(args.model_dir, "stream.json")
     return args
-
-
-# --- the clicks in order --------------------------------------------------------------------------
-
-
-class Clicks(NamedTuple):
-    """All clicks in order of time; at the same time in that of the sessions.
-
-    items: <int64>[clicks] in order of time; times: <int64>[clicks] in seconds
-    sessions: list of lists, the items of each session; session, position: <int64>[clicks], the
-        click is sessions[session][position]
-    asked: <bool>[clicks], whether the click is a query: none of the sessions to warm up is
-    """
-
-    items: np.ndarray
-    times: np.ndarray
-    sessions: list
-    session: np.ndarray
-    position: np.ndarray
-    asked: np.ndarray
-
-    def before(self, number):
-        """The items of the session before click `number`."""
-        return self.sessions[self.session[number]][:self.position[number]]
-
-
-def in_order(data, times, warm=None, warm_times=None, warm_seconds=86400):
-    """The Clicks of some sessions, among those to warm up that end in the last warm_seconds before
-    them or later.
-
-    data, warm: YoochooseDataset; times, warm_times: <int64>[clicks]
-    """
-    items, offsets, begins = np.asarray(data.items, np.int64), data.offsets, int(times.min())
-    if warm is not None:
-        kept = warm_times[warm.offsets[1:] - 1] >= begins - warm_seconds
-        lengths = np.diff(warm.offsets)
-        chosen = np.repeat(kept, lengths)
-        items = np.concatenate([np.asarray(warm.items, np.int64)[chosen], items])
-        times = np.concatenate([warm_times[chosen], times])
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate([lengths[kept],
-                                                                np.diff(data.offsets)]))])
-    lengths = np.diff(offsets)
-    session = np.repeat(np.arange(len(lengths)), lengths)
-    position = np.arange(len(items)) - np.repeat(offsets[:-1], lengths)
-    order = np.argsort(times, kind="stable")
-    sessions = [part.tolist() for part in np.split(items, offsets[1:-1])]
-    asked = position > 0
-    asked[:len(items) - len(data.items)] = False
-    return Clicks(items[order], times[order], sessions, session[order], position[order],
-                  asked[order])
-
-
-# --- methods --------------------------------------------------------------------------------------
-
-
-class Encoder:
-    """The vectors of sessions, in which articles that the model does not know stand as well.
-
-    In a model with a tied item tower an article's vector is the direction of its embedding. So that
-    of its readers, at the mean length of the trained ones, is an embedding for it. In other models
-    such clicks are skipped.
-
-    vocab_size: of the sessions, which may be more than the model's
-    item_tokens: reader.ItemTokens of so many items, None for a model without content
-    """
-
-    def __init__(self, model, vocab_size, item_tokens=None):
-        self.model, self._users = model, model.freeze()
-        clicks = model.item_clicks.numpy()
-        # Articles of the day come behind those that the model has.
-        self.known = np.pad(clicks, (0, vocab_size - len(clicks))) > 0
-        content = item_tokens and reader.ItemContent(self.known, item_tokens,
-                                                     token_row=len(clicks))
-        self.has_vector = content.has_vector if content else self.known
-        self.table, self.vectors = self._encode_items(content)
-        self.dim = self.vectors.shape[1]
-        self.length = float(np.linalg.norm(self.table[self.known], axis=1).mean())
-        self.tied = all(member.item_fc is None for member in model.members)
-
-    def _encode_items(self, content):
-        """Embeddings and vectors <float32>[vocab_size, dim] of all items, zeros for those without
-        one."""
-        ids = np.flatnonzero(self.has_vector)
-        items, embeddings, vectors = evaluation.Items(self.model, content), None, None
-        for chunk in np.array_split(ids, -(-len(ids) // evaluation.CLICKS_AT_A_TIME)):
-            emb = items.embed(chunk)
-            found = self.model.encode_item(emb)
-            if vectors is None:
-                embeddings, vectors = (np.zeros((len(self.known), x.shape[1]), np.float32)
-                                       for x in (emb, found))
-            embeddings[chunk], vectors[chunk] = emb.numpy(), found.numpy()
-        return embeddings, vectors
-
-    def embedding(self, item, state):
-        """<float32>[dim], or None."""
-        if self.has_vector[item]:
-            return self.table[item]
-        vector = state.vector(item) if self.tied and state is not None else None
-        return None if vector is None else vector * self.length
-
-    def __call__(self, sequences, state=None):
-        """The vector <float32>[dim] of each list of items, None where no click has an embedding.
-
-        state: stream.Stream, without it only articles known to training count
-        """
-        rows = [[row for item in items[-MAX_LEN:]
-                 if (row := self.embedding(item, state)) is not None] for items in sequences]
-        lengths = np.array([len(part) for part in rows], np.int64)
-        result = [None] * len(rows)
-        if lengths.any():
-            emb = np.stack([row for part in rows for row in part])
-            vectors = self._users(emb, lengths[lengths > 0])
-            for place, vector in zip(np.flatnonzero(lengths), vectors):
-                result[place] = vector
-        return result
-
-
-class Live:
-    """The score of stream.py.
-
-    collect: called with (Stream, label, user, session, now) before each query, if given
-    """
-
-    def __init__(self, encoder, scoring, age, collect=None):
-        self.encoder, self.scoring, self.collect = encoder, scoring, collect
-        self.state = stream.Stream(
-            encoder.dim, lambda item: encoder.vectors[item] if encoder.has_vector[item] else None,
-            age)
-        self.users = {}
-
-    def prepare(self, clicks, numbers):
-        self.users.update(zip(numbers, self.encoder([clicks.before(n) for n in numbers],
-                                                    self.state)))
-
-    def rank(self, clicks, number):
-        label, now = int(clicks.items[number]), float(clicks.times[number])
-        session, user = clicks.before(number), self.users[number]
-        if self.collect:
-            self.collect(self.state, label, user, session, now)
-            return 0
-        return self.state.rank(label, user, session, now, self.scoring)
-
-    def click(self, clicks, number):
-        self.state.click(clicks.items[number], clicks.before(number), clicks.times[number],
-                         self.users.pop(number))
-
-
-class Frozen:
-    """The model as it was trained: the cosine with every article that it knows."""
-
-    def __init__(self, encoder):
-        self.encoder = encoder
-        self.users = {}
-
-    def prepare(self, clicks, numbers):
-        asked = [n for n in numbers if clicks.asked[n]]
-        self.users = dict(zip(asked, self.encoder([clicks.before(n) for n in asked])))
-
-    def rank(self, clicks, number):
-        label, session, user = clicks.items[number], clicks.before(number), self.users[number]
-        if user is None or not self.encoder.has_vector[label] or label in session:
-            return 0
-        scores = self.encoder.vectors @ user
-        scores[~self.encoder.has_vector] = -np.inf
-        return rank_among(scores, label, list(set(session)))
-
-    def click(self, clicks, number):
-        pass
-
-
-class Baseline:
-    """One of stream_baselines.py."""
-
-    def __init__(self, method):
-        self.method = method
-
-    def prepare(self, clicks, numbers):
-        pass
-
-    def rank(self, clicks, number):
-        return self.method.rank(int(clicks.items[number]), clicks.before(number),
-                                clicks.times[number], clicks.session[number])
-
-    def click(self, clicks, number):
-        self.method.click(int(clicks.items[number]), clicks.before(number), clicks.times[number],
-                          clicks.session[number])
-
-
-def replay(clicks, method, name):
-    """Goes through all clicks. A click is told to the method when the first later one comes.
-
-    returns the ranks of the queries <int64>[queries], in order; and how many clicks a second were
-    gone through from the first query on
-    """
-    ranks, waiting = [], []
-    first = begun = None  # the first query
-    with tqdm(total=len(clicks.items), desc=name, unit="click", leave=False,
-              disable=not sys.stderr.isatty()) as bar:
-        for begin in range(0, len(clicks.items), SLICE):
-            numbers = range(begin, min(begin + SLICE, len(clicks.items)))
-            method.prepare(clicks, numbers)
-            for number in numbers:
-                if waiting and clicks.times[waiting[-1]] < clicks.times[number]:
-                    for earlier in waiting:
-                        method.click(clicks, earlier)
-                    waiting.clear()
-                if clicks.asked[number]:
-                    if first is None:
-                        first, begun = number, time.perf_counter()
-                    ranks.append(method.rank(clicks, number))
-                waiting.append(number)
-            bar.update(len(numbers))
-    seconds = time.perf_counter() - begun if ranks else 1.0
-    return np.array(ranks, np.int64), (len(clicks.items) - (first or 0)) / seconds
 
 
 # --- parameters -----------------------------------------------------------------------------------
@@ -310,19 +96,19 @@ def read_scoring(args):
             found = stream.Scoring.from_json(f.read())
     except FileNotFoundError as error:
         if args.scoring_given:
-            raise utils.SetupError(f"there is no {args.scoring}: --fit makes it") from error
+            raise SetupError(f"there is no {args.scoring}: --fit makes it") from error
         logger.warning("there is no %s, which --fit makes: the score has default parameters",
                        args.scoring)
         found = stream.Scoring()
     except (OSError, ValueError) as error:
-        raise utils.SetupError(f"cannot read {args.scoring}: {error}") from error
+        raise SetupError(f"cannot read {args.scoring}: {error}") from error
     return found.without(*args.without)
 
 
 def fit(args, clicks, encoder):
     """Finds the parameters on the queries, writes and returns them. Raises SetupError."""
     if importlib.util.find_spec("scipy") is None:
-        raise utils.SetupError("--fit needs scipy: pip install scipy")
+        raise SetupError("--fit needs scipy: pip install scipy")
     examples = stream.Examples()
     share = args.fit_queries / clicks.asked.sum()
     random = np.random.default_rng(0)
@@ -333,14 +119,14 @@ def fit(args, clicks, encoder):
             examples.add(state, label, user, session, now, weight)
     replay(clicks, Live(encoder, stream.Scoring(), args.age, collect), "fit")
     if not len(examples):
-        raise utils.SetupError("--fit: no query has its label among the candidates")
+        raise SetupError("--fit: no query has its label among the candidates")
     scoring, before, after = stream.fit(examples, off=args.without)
     print(f"fit on {len(examples)} queries: cross-entropy {before:.4f} -> {after:.4f}")
 
     def write(path):
         with open(path, "w", encoding="utf-8") as f:
             f.write(scoring.to_json() + "\n")
-    utils.write_atomically(args.scoring, write)
+    write_atomically(args.scoring, write)
     print(f"parameters written to {args.scoring}")
     return scoring
 
@@ -378,7 +164,7 @@ def write_table(path, rows, k):
         with open(name, "w", encoding="utf-8") as f:
             f.write(f"hour\tmethod\tlabels\tqueries\trecall@{k}\tmrr@{k}\n")
             f.writelines("%d\t%s\t%s\t%d\t%.4f\t%.4f\n" % row for row in rows)
-    utils.write_atomically(path, write)
+    write_atomically(path, write)
     print(f"written: {path}")
 
 
@@ -388,7 +174,7 @@ def draw(path, rows, k):
     try:
         import matplotlib
     except ImportError as error:
-        raise utils.SetupError("--plot needs matplotlib: pip install matplotlib") from error
+        raise SetupError("--plot needs matplotlib: pip install matplotlib") from error
     matplotlib.use("Agg")  # no window
     from matplotlib import pyplot
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharex=True)
@@ -401,7 +187,7 @@ def draw(path, rows, k):
         panel.set(title=f"{part} labels", xlabel="hour", ylabel=f"recall@{k}")
         panel.legend()
     figure.tight_layout()
-    utils.write_atomically(path, lambda name: figure.savefig(name, format="png"))
+    write_atomically(path, lambda name: figure.savefig(name, format="png"))
     pyplot.close(figure)
     print(f"written: {path}")
 
@@ -424,12 +210,12 @@ def load_encoder(args, vocab_size):
     epoch, meta = utils.find_checkpoint(args.model_dir, args.epoch)
     model = evaluation.load_model(args.model_dir, epoch, meta)
     if model.vocab_size > vocab_size:
-        raise utils.SetupError(f"the checkpoint was trained with {model.vocab_size} items and "
+        raise SetupError(f"the checkpoint was trained with {model.vocab_size} items and "
                                f"{args.vocab_path} says {vocab_size}: those of training come "
                                "first, what is new behind them")
     tokens = None
     if model.num_tokens:
-        tokens = reader.load_item_tokens(args.item_tokens, vocab_size, model.num_tokens)
+        tokens = load_item_tokens(args.item_tokens, vocab_size, model.num_tokens)
     return Encoder(model, vocab_size, tokens)
 
 
@@ -465,8 +251,8 @@ def evaluate(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    utils.setup_logging()
-    return utils.run_script(lambda: evaluate(args), reader.DataError)
+    commands.setup_logging()
+    return commands.run(lambda: evaluate(args))
 
 
 if __name__ == "__main__":

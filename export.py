@@ -17,134 +17,16 @@ each click and each item a row.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import shutil
 import sys
-import tempfile
 
-import utils  # first: it sets the environment for numpy and paddle
-import numpy as np
-import paddle
-from paddle import nn
-
-import evaluation
-import reader
-
-TOLERANCE = 1e-5  # the largest difference from the model that rounding explains
-PROBES = 64  # sessions, and items, that are compared
-
-
-class Tower(nn.Layer):
-    """One tower of a model, as paddle.jit.save wants it: a layer whose forward is what is saved.
-
-    model: nets.SequenceSemanticRetrieval; encode: name of its method
-    """
-
-    def __init__(self, model, encode):
-        super().__init__()
-        self.model, self.encode = model, encode
-
-    def forward(self, rows):
-        return getattr(self.model, self.encode)(rows)
-
-
-def save_towers(model, directory):
-    """Writes user.* and item.* to a directory."""
-    for name, dims in (("user", 3), ("item", 2)):
-        rows = paddle.static.InputSpec([None] * dims, "int64", "rows")
-        paddle.jit.save(Tower(model, f"padded_{name}"), os.path.join(directory, name),
-                        input_spec=[rows])
-
-
-def load_tower(directory, name):
-    """A function from rows, numpy <int64>, to vectors, numpy <float32>."""
-    path = os.path.join(directory, name)
-    # Paddle 3 calls the program .json.
-    program = next(path + suffix for suffix in (".pdmodel", ".json")
-                   if os.path.exists(path + suffix))
-    config = paddle.inference.Config(program, path + ".pdiparams")
-    config.disable_glog_info()
-    config.set_cpu_math_library_num_threads(1)
-    predictor = paddle.inference.create_predictor(config)
-
-    def run(rows):
-        given = predictor.get_input_handle(predictor.get_input_names()[0])
-        given.reshape(rows.shape)
-        given.copy_from_cpu(rows)
-        predictor.run()
-        return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
-
-    return run
-
-
-# --- comparison -----------------------------------------------------------------------------------
-
-
-def compare(model, directory):
-    """The largest difference between the vectors of the exported towers and of the model, for
-    random sessions and items."""
-    random = np.random.default_rng(0)
-    tokens = 6 if model.num_tokens else 1
-    bags = [random.integers(0, model.vocab_size + model.num_tokens,
-                            random.integers(1, tokens + 1)) for _ in range(20 * PROBES)]
-    lengths = random.integers(1, 20, PROBES)
-    with paddle.no_grad():
-        items = model.item(*end_to_end(bags[:PROBES])).numpy()
-        clicks = bags[:lengths.sum()]
-        users = model.encode_user(model.embed(*end_to_end(clicks)), lengths).numpy()
-    sessions = np.split(pad(clicks, tokens), np.cumsum(lengths)[:-1])
-    found = load_tower(directory, "item")(pad(bags[:PROBES], tokens))
-    found_users = load_tower(directory, "user")(pad(sessions, lengths.max()))
-    return float(max(np.abs(found - items).max(), np.abs(found_users - users).max()))
-
-
-def end_to_end(bags):
-    """(rows, reader.Bags) of bags, as the model takes them."""
-    made = reader.Bags.of(np.concatenate(bags), np.array([len(bag) for bag in bags]))
-    return made.rows, made
-
-
-def pad(arrays, size):
-    """Stacks arrays <int64>[n, ..] with n <= size, filled up with -1: <int64>[len(arrays), size,
-    ..]."""
-    out = np.full((len(arrays), size, *arrays[0].shape[1:]), -1, np.int64)
-    for place, array in zip(out, arrays):
-        place[:len(array)] = array
-    return out
-
-
-# --- the directory --------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replacing(path, overwrite):
-    """A context that gives an empty directory, which becomes `path` when the block ends; until
-    then, and if it fails, what was there stays. Raises SetupError."""
-    path = os.path.abspath(path)
-    if os.path.lexists(path):
-        if not overwrite:
-            raise utils.SetupError(f"{path} is there already: give another --export_dir, or "
-                                   "--overwrite to replace it")
-        if not os.path.exists(os.path.join(path, "export.json")):
-            raise utils.SetupError(f"{path} is no export, and is not replaced: give another "
-                                   "--export_dir")
-    work = None
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        work = tempfile.mkdtemp(prefix=os.path.basename(path) + ".tmp-", dir=os.path.dirname(path))
-        fresh = os.path.join(work, "new")
-        os.mkdir(fresh)
-        yield fresh
-        if os.path.exists(path):
-            os.rename(path, os.path.join(work, "old"))
-        os.rename(fresh, path)
-    except OSError as error:
-        raise utils.SetupError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+import utils
+from ssr import commands
+from ssr.errors import SetupError
+from ssr.retrieval import evaluation
+from ssr.retrieval.export import TOLERANCE, compare, replacing, save_towers
+from ssr.runtime import paddle
 
 
 def export(args):
@@ -155,7 +37,7 @@ def export(args):
         save_towers(model, directory)
         difference = compare(model, directory)
         if not difference <= TOLERANCE:  # nor if it is no number
-            raise utils.SetupError(f"the exported towers differ from the model by {difference}: "
+            raise SetupError(f"the exported towers differ from the model by {difference}: "
                                    f"with Paddle {paddle.__version__} they cannot be used")
         with open(os.path.join(directory, "export.json"), "w", encoding="utf-8") as f:
             json.dump({"model": meta["model"], "epoch": epoch, "paddle": paddle.__version__}, f,
@@ -171,7 +53,7 @@ def parse_args(argv=None):
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_flag = parser.add_argument
     add_flag("--model_dir", default="model_output", help="where train.py saved epoch_N")
-    add_flag("--epoch", type=utils.number(int, 1), default=None,
+    add_flag("--epoch", type=commands.number(int, 1), default=None,
              help="of the model; the newest complete one when not given")
     add_flag("--export_dir", default="exported", help="directory that is made")
     add_flag("--overwrite", action="store_true", help="replace an export that is there")
@@ -180,8 +62,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    utils.setup_logging()
-    return utils.run_script(lambda: export(args))
+    commands.setup_logging()
+    return commands.run(lambda: export(args))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,15 @@ import logging
 import sys
 import time
 
-import utils  # first: it sets the environment for numpy and paddle
 import numpy as np
 
-import evaluation
 import reader
+import utils
+from ssr import commands
+from ssr.errors import DataError, SetupError
+from ssr.files import write_atomically
+from ssr.retrieval import evaluation
+from ssr.training.content import ItemContent, load_item_tokens
 
 logger = logging.getLogger("infer")
 
@@ -29,7 +33,7 @@ def parse_args(argv=None):
         description="Sequence Semantic Retrieval: evaluation",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    positive = utils.number(int, 1)
+    positive = commands.number(int, 1)
     add("--test_dir", default="test_data", help="directory of session files")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items")
     add("--model_dir", default="model_output", help="where train.py saved epoch_N")
@@ -37,7 +41,7 @@ def parse_args(argv=None):
     add("--last_index", type=positive, help="last epoch to evaluate (10)")
     add("--best", action="store_true", help="evaluate the epoch that was the best on train.py's "
         "--valid_dir, in place of --start_index to --last_index")
-    add("--use_cuda", type=utils.number(int, 0, 1), default=0, help="1 for a GPU")
+    add("--use_cuda", type=commands.number(int, 0, 1), default=0, help="1 for a GPU")
     add("--batch_size", type=positive, default=50, help="queries at a time")
     add("--hid_size", "--hidden_size", dest="hidden_size", type=positive, default=None,
         help="as in the checkpoint when not given (it was 128)")
@@ -47,13 +51,13 @@ def parse_args(argv=None):
         help="the K of recall@K and MRR@K, several allowed")
     add("--positions", choices=("last", "all"), default="last",
         help="predict the last click of each line, or every click after the first")
-    add("--item_tokens", default="item_tokens.txt", metavar="FILE",
+    add("--item_tokens", default="item_tokens.txt", type=commands.data_path, metavar="FILE",
         help="for a model that was trained with it: line i is the tokens of item i")
     add("--candidates", choices=("all", "unknown"), default="all", help="rank all items with a "
         "vector, or those that were not clicked in training; labels beyond are not asked for")
     add("--output", default=None, metavar="FILE",
         help="write the top items of each query, as tab-separated text")
-    add("--items_path", default="items.txt",
+    add("--items_path", default="items.txt", type=commands.data_path,
         help="raw ids and texts for --output, where the file exists")
     args = parser.parse_args(argv)
     if args.best and (args.start_index or args.last_index):
@@ -85,7 +89,7 @@ def best_epoch(model_dir):
     """The epoch of the highest recall in validation. Raises SetupError."""
     _, meta = utils.newest_complete(model_dir)
     if not (meta and meta["best"]):
-        raise utils.SetupError(f"--best: {model_dir} holds no epoch that was trained with "
+        raise SetupError(f"--best: {model_dir} holds no epoch that was trained with "
                                "train.py --valid_dir")
     return meta["best"]["epoch"]
 
@@ -100,10 +104,10 @@ def find_epochs(args, vocab_size):
         if epoch in wanted:
             try:
                 found.append((epoch, utils.load_meta(args.model_dir, epoch)))
-            except utils.SetupError as error:
+            except SetupError as error:
                 logger.warning("%s; it is left out", error)
     if not found:
-        raise utils.SetupError(f"{args.model_dir} holds no complete epoch from {wanted[0]} to "
+        raise SetupError(f"{args.model_dir} holds no complete epoch from {wanted[0]} to "
                                f"{wanted[-1]}: train first, or see --model_dir, --start_index and "
                                "--last_index")
     if len(found) < len(wanted):
@@ -113,7 +117,7 @@ def find_epochs(args, vocab_size):
         utils.check_vocab_size(meta, vocab_size)
         for name in ("hidden_size", "embedding_dim"):
             if getattr(args, name) not in (None, meta["model"][name]):
-                raise utils.SetupError(
+                raise SetupError(
                     f"--{name} {getattr(args, name)} contradicts the checkpoint, which has "
                     f"{meta['model'][name]}: leave the flag out")
     return found
@@ -124,8 +128,8 @@ def load_items(args, epoch, meta):
     model = evaluation.load_model(args.model_dir, epoch, meta)
     if not model.num_tokens:
         return evaluation.Items(model)
-    tokens = reader.load_item_tokens(args.item_tokens, model.vocab_size, model.num_tokens)
-    return evaluation.Items(model, reader.ItemContent(model.item_clicks.numpy() > 0, tokens))
+    tokens = load_item_tokens(args.item_tokens, model.vocab_size, model.num_tokens)
+    return evaluation.Items(model, ItemContent(model.item_clicks.numpy() > 0, tokens))
 
 
 def choose_candidates(which, items):
@@ -134,7 +138,7 @@ def choose_candidates(which, items):
         return items.has_vector
     chosen = items.has_vector & ~items.clicked
     if not chosen.any():
-        raise utils.SetupError("--candidates unknown: no item without a training click has a "
+        raise SetupError("--candidates unknown: no item without a training click has a "
                                "vector; content gives one (train.py --item_tokens)")
     return chosen
 
@@ -164,10 +168,10 @@ def read_names(path, vocab_size):
         logger.warning("there is no %s: raw_id repeats the item", path)
         return [f"{item}\t" for item in range(vocab_size)]
     except (OSError, UnicodeDecodeError) as error:
-        raise reader.DataError(f"cannot read {path}: {error}") from error
+        raise DataError(f"cannot read {path}: {error}") from error
     lines = lines[:-1] if not lines[-1] else lines
     if len(lines) != vocab_size:
-        raise reader.DataError(f"{path} holds {len(lines)} lines and the vocabulary file says "
+        raise DataError(f"{path} holds {len(lines)} lines and the vocabulary file says "
                                f"{vocab_size} items: give the --items_path of this data")
     return ["\t".join((line.rstrip("\r") + "\t").split("\t")[:2]) for line in lines]
 
@@ -203,14 +207,14 @@ def infer_to_file(args):
         with open(path, "w", encoding="utf-8") as f:
             f.write(TopWriter.HEADER)
             infer(args, f)
-    utils.write_atomically(args.output, write)
+    write_atomically(args.output, write)
     return 0
 
 
 def main(argv=None):
     args = parse_args(argv)
-    utils.setup_logging()
-    return utils.run_script(lambda: infer_to_file(args), reader.DataError)
+    commands.setup_logging()
+    return commands.run(lambda: infer_to_file(args))
 
 
 if __name__ == "__main__":

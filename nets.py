@@ -16,10 +16,12 @@ Networks", ICLR 2016 (the GRU over clicks); Cho et al., 2014 (the GRU).
 from __future__ import annotations
 
 import numpy as np
-import paddle
-import paddle.nn.functional as F
-from paddle import nn
-from paddle.autograd import PyLayer
+
+from ssr.kernels.gru import PackedGRU
+from ssr.kernels.sums import SumOfRows
+from ssr.runtime import paddle
+
+nn, F = paddle.nn, paddle.nn.functional
 
 
 def _xavier(name):
@@ -40,160 +42,6 @@ def unit(x):
     return x * paddle.rsqrt(paddle.sum(x * x, axis=-1, keepdim=True) + 1e-12)
 
 
-def time_major(lengths):
-    """Where the rows of sequences that lie end to end go when step t of all of them comes first.
-
-    Sequences are taken longest first, so that those which still run at step t are the first
-    sizes[t] ones: a step is computed on a contiguous block, and none on padding.
-
-    lengths: <int64>[batch], each at least 1
-    returns rows: <int64>[clicks], the row to take for each place of the new order;
-    sizes: list of ints, how many sequences are longer than t
-    """
-    longest_first = np.argsort(-lengths, kind="stable")
-    sizes = len(lengths) - np.cumsum(np.bincount(lengths))[:-1]
-    starts = (np.cumsum(lengths) - lengths)[longest_first]
-    step = np.repeat(np.arange(len(sizes)), sizes)
-    slot = np.arange(len(step)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return starts[slot] + step, sizes.tolist()
-
-
-def packed_gru(x, w_ih, w_hh_t, b_ih, b_hh, lengths):
-    """The forward pass of PackedGRU, and what its gradients need.
-
-    x: <float32>[clicks, dim], w_ih: [3 hidden, dim], w_hh_t: [hidden, 3 hidden], b_ih, b_hh:
-    [3 hidden], all of numpy; lengths: <int64>[batch]
-    returns the state after each click and the maximum of the states of its sequence up to it,
-    numpy <float32>[clicks, hidden] each, in the order of x; then the intermediate values
-    """
-    rows, sizes = time_major(lengths)
-    hidden = len(w_hh_t)
-    x = x[rows]
-    gates = x @ w_ih.T
-    gates += b_ih
-    gates[:, :2 * hidden] += b_hh[:2 * hidden]
-    candidate = gates[:, 2 * hidden:]  # becomes c in place
-    gates = gates[:, :2 * hidden]  # becomes r, z in place
-    recurrent = np.empty_like(candidate)  # h W_hc + b_hc
-    before = np.zeros_like(candidate)  # h of the step before
-    state = np.empty_like(candidate)
-    top = np.empty_like(candidate)
-    start, previous = 0, None
-    for n in sizes:
-        now = slice(start, start + n)
-        rz, c, h = gates[now], candidate[now], before[now]
-        if previous is None:
-            recurrent[now] = b_hh[2 * hidden:]
-        else:
-            h[:] = state[previous:previous + n]
-            product = h @ w_hh_t
-            rz += product[:, :2 * hidden]
-            np.add(product[:, 2 * hidden:], b_hh[2 * hidden:], out=recurrent[now])
-        _sigmoid(rz)
-        c += rz[:, :hidden] * recurrent[now]
-        np.tanh(c, out=c)
-        new = np.subtract(h, c, out=state[now])
-        new *= rz[:, hidden:]
-        new += c
-        if previous is None:
-            top[now] = new
-        else:
-            np.maximum(new, top[previous:previous + n], out=top[now])
-        start, previous = start + n, start
-    return (_scatter(state, rows), _scatter(top, rows),
-            (x, gates, candidate, recurrent, before, state, top, rows, sizes))
-
-
-class PackedGRU(PyLayer):
-    """The equations of paddle.nn.GRU on a CPU, without padding, with the running maximum.
-
-        r, z = sigmoid(x W_ir + b_ir + h W_hr + b_hr), likewise with z
-        c    = tanh(x W_ic + b_ic + r * (h W_hc + b_hc))
-        h'   = (1 - z) * c + z * h
-
-    Written in numpy, since the work of a step is a few rows and what costs is the number of
-    operations and of temporaries: it takes a quarter to a seventh of the time of Paddle 2.6.2's
-    operator where lengths differ (benchmarks/bench_gru.py). The gradients of the weights are one
-    product over all steps.
-    """
-
-    @staticmethod
-    def forward(ctx, x, w_ih, w_hh, b_ih, b_hh, lengths):
-        """x: <float32>[clicks, dim], w_ih: [3 hidden, dim], w_hh: [3 hidden, hidden],
-        b_ih, b_hh: [3 hidden] (reset, update, candidate), lengths: numpy <int64>[batch]
-        returns <float32>[clicks, hidden] twice: the state after each click, and the maximum of
-        the states of its sequence up to it."""
-        x, w_ih, w_hh, b_ih, b_hh = (t.numpy() for t in (x, w_ih, w_hh, b_ih, b_hh))
-        state, top, between = packed_gru(x, w_ih, np.ascontiguousarray(w_hh.T), b_ih, b_hh,
-                                         lengths)
-        ctx.saved = w_ih, w_hh, between
-        ctx.set_materialize_grads(False)
-        return paddle.to_tensor(state), paddle.to_tensor(top)
-
-    @staticmethod
-    def backward(ctx, d_state, d_top):
-        w_ih, w_hh, (x, gates, c, recurrent, before, state, top, rows, sizes) = ctx.saved
-        hidden = w_hh.shape[1]
-        r, z = gates[:, :hidden], gates[:, hidden:]
-        d_h = np.zeros_like(c) if d_state is None else d_state.numpy()[rows]
-        if d_top is not None:
-            d_h += _running_max_gradient(d_top.numpy()[rows], state, top, sizes)
-        # What does not depend on the gradient is computed for all steps at once.
-        by_z = (before - c) * z
-        by_z *= 1 - z
-        by_c = 1 - c * c
-        by_c *= 1 - z
-        by_r = recurrent * r
-        by_r *= 1 - r
-        d_x_gates = np.empty((len(x), 3 * hidden), np.float32)
-        d_h_gates = np.empty_like(d_x_gates)
-        end = len(x)
-        for step in range(len(sizes) - 1, -1, -1):
-            n = sizes[step]
-            now = slice(end - n, end)
-            d, d_c, d_gates = d_h[now], d_x_gates[now, 2 * hidden:], d_h_gates[now]
-            np.multiply(d, by_c[now], out=d_c)
-            np.multiply(d_c, by_r[now], out=d_gates[:, :hidden])
-            np.multiply(d, by_z[now], out=d_gates[:, hidden:2 * hidden])
-            np.multiply(d_c, r[now], out=d_gates[:, 2 * hidden:])
-            end -= n
-            if step:
-                d_before = d_gates @ w_hh
-                d_before += d * z[now]
-                previous = end - sizes[step - 1]
-                d_h[previous:previous + n] += d_before
-        d_x_gates[:, :2 * hidden] = d_h_gates[:, :2 * hidden]
-        gradients = (_scatter(d_x_gates @ w_ih, rows), d_x_gates.T @ x, d_h_gates.T @ before,
-                     d_x_gates.sum(0), d_h_gates.sum(0))
-        return tuple(map(paddle.to_tensor, gradients))
-
-
-def _sigmoid(x):
-    """In place. exp(-x) may overflow to infinity, whose reciprocal is the right 0."""
-    with np.errstate(over="ignore"):
-        np.exp(np.negative(x, out=x), out=x)
-    x += 1
-    np.reciprocal(x, out=x)
-
-
-def _scatter(values, rows):
-    out = np.empty_like(values)
-    out[rows] = values
-    return out
-
-
-def _running_max_gradient(d_top, state, top, sizes):
-    """Each maximum passes its gradient to the step that reached it first."""
-    start = len(state)
-    for step in range(len(sizes) - 1, 0, -1):
-        n, start = sizes[step], start - sizes[step]
-        previous = start - sizes[step - 1]
-        older = top[previous:previous + n] >= state[start:start + n]
-        d_top[previous:previous + n] += d_top[start:start + n] * older
-        d_top[start:start + n] *= ~older
-    return d_top
-
-
 def last_rows(x, lengths):
     """The last row of each sequence.
 
@@ -201,22 +49,6 @@ def last_rows(x, lengths):
     returns <float32>[batch, dim]
     """
     return paddle.gather(x, paddle.to_tensor(np.cumsum(lengths) - 1))
-
-
-class SumOfRows(PyLayer):
-    """Sums of rows, the product with a sparse matrix of ones, on a CPU: scipy's takes a ninth of
-    the time of Paddle 2.6.2's segment_sum, and its gradient is one of the rows, merged already."""
-
-    @staticmethod
-    def forward(ctx, x, picks):
-        """x: <float32>[rows, dim]; picks: scipy.sparse.csr_matrix [sums, rows]
-        returns <float32>[sums, dim]"""
-        ctx.picks = picks
-        return paddle.to_tensor(picks @ x.numpy())
-
-    @staticmethod
-    def backward(ctx, d_sums):
-        return paddle.to_tensor(ctx.picks.T @ d_sums.numpy())
 
 
 def sum_of(emb, lengths, every_prefix=False):
@@ -363,65 +195,11 @@ class PairwiseHingeLoss(nn.Layer):
         return F.relu(self.margin - pos + neg)
 
 
-class SampledSoftmaxLoss(nn.Layer):
-    """Cross-entropy of the target among shared candidates, corrected for how these were drawn.
-
-    A candidate j that is there with probability pi_j stands for 1 / pi_j items like it, so the sum
-    over candidates of exp(scale * cos) / pi_j has the sum over all items as its expectation: log
-    pi_j is taken off the logit (the logQ correction; Bengio and Senecal, 2008; Jean et al., 2015).
-    The targets of a row's own session are among the candidates for certain, so they have pi = 1.
-    """
-
-    def __init__(self, scale=16.0):
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, towers, batch):
-        """towers: what a model makes of a batch with shared candidates (reader.Batch)
-
-        returns (losses, probability that the softmax gives to the target), <float32>[targets]
-        each, the mean over the members
-        """
-        place = np.searchsorted(batch.candidates, batch.positive)
-        per_session = batch.lengths if batch.every_prefix else np.ones_like(batch.lengths)
-        certain = own_session(per_session, place)
-        undo = paddle.to_tensor(certain), paddle.to_tensor(batch.log_inclusion[certain[:, 1]])
-        place = paddle.to_tensor(place[:, None])
-        # The correction is one more column of the product: no pass over all logits of its own.
-        ones = paddle.ones([len(place), 1])
-        correction = paddle.to_tensor(-batch.log_inclusion[:, None])
-        return mean_of([self._cross_entropy(paddle.concat([users * self.scale, ones], axis=1),
-                                            paddle.concat([items, correction], axis=1), place, undo)
-                        for users, items in towers])
-
-    @staticmethod
-    def _cross_entropy(users, items, place, undo):
-        logits = paddle.scatter_nd_add(paddle.matmul(users, items, transpose_y=True), *undo)
-        losses = F.cross_entropy(logits, place, reduction="none").squeeze(-1)
-        return losses, paddle.exp(-losses.detach())
-
-
 def mean_of(results):
     """The mean of each value of some tuples of tensors."""
     if len(results) == 1:
         return results[0]
     return tuple(sum(values) / len(results) for values in zip(*results))
-
-
-def own_session(lengths, place):
-    """For each target, the targets of its session, itself among them, each item once.
-
-    lengths: numpy <int64>[batch], targets per session; place: numpy <int64>[targets], where the
-    targets are among the candidates
-    returns <int64>[n, 2], ascending: target number i has the candidate j
-    """
-    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    count = np.repeat(lengths, lengths)
-    row = np.repeat(np.arange(len(place)), count)
-    within = np.arange(len(row)) - (np.cumsum(count) - count)[row]
-    width = place.max() + 1
-    pairs = np.unique(row * width + place[first[row] + within])
-    return np.stack(np.divmod(pairs, width), axis=1)
 
 
 class Towers(nn.Layer):
@@ -521,12 +299,6 @@ class SequenceSemanticRetrieval(nn.Layer):
         if paddle.in_dynamic_mode():  # a static graph has parameters only
             self.register_buffer("item_clicks", paddle.zeros([vocab_size], "int32"))
 
-    def freeze(self):
-        """Without gradients from here on, in every thread. Returns FrozenUsers."""
-        for parameter in self.parameters():
-            parameter.stop_gradient = True
-        return FrozenUsers(self)
-
     def user(self, clicks, lengths, every_prefix=False):
         """The vectors of sessions.
 
@@ -624,54 +396,6 @@ class SequenceSemanticRetrieval(nn.Layer):
         if len(self.members) == 1:
             return [(self.members[0], emb)]
         return list(zip(self.members, paddle.split(emb, len(self.members), axis=-1)))
-
-
-class FrozenUsers:
-    """The user tower of a model that does not change any more, on a CPU and in numpy: for a single
-    session what costs is the number of operations, of which Paddle's take longer."""
-
-    def __init__(self, model):
-        self.members = [_weights_of(towers) for towers in model.members]
-
-    def __call__(self, emb, lengths):
-        """As SequenceSemanticRetrieval.encode_user, of numpy and in numpy: emb <float32>[clicks,
-        members * dim], lengths <int64>[batch] -> <float32>[batch, members * hidden]"""
-        parts = np.split(emb, len(self.members), axis=1)
-        users = [self._of_member(part, lengths, *weights)
-                 for part, weights in zip(parts, self.members)]
-        return np.concatenate(users, axis=1) * np.float32(1 / np.sqrt(len(users)))
-
-    @staticmethod
-    def _of_member(emb, lengths, gru, pooling, w, b, gains):
-        ends = np.cumsum(lengths)
-        total = np.add.reduceat(emb, ends - lengths) if gru is None or gains is not None else None
-        if gru is None:
-            encoded = total
-        else:
-            state, top, _ = packed_gru(np.ascontiguousarray(emb), *gru, lengths)
-            encoded = top[ends - 1]
-            if pooling != "max":
-                encoded = np.concatenate([encoded, state[ends - 1]], axis=1)
-        user = encoded @ w
-        user += b
-        if gains is not None:
-            user += gains[0] * emb[ends - 1]
-            user += gains[1] * (total / lengths[:, None].astype(np.float32))
-        return user / np.sqrt((user * user).sum(1, keepdims=True) + np.float32(1e-12))
-
-
-def _weights_of(towers):
-    """(those of the GRU as packed_gru takes them or None, its pooling, of the fc: w, b, gains of
-    the clicks or None) of a member."""
-    gru = pooling = gains = None
-    if isinstance(towers.user_encoder, GrnnEncoder):
-        pooling, found = towers.user_encoder.pooling, towers.user_encoder.gru
-        w_ih, w_hh, b_ih, b_hh = (t.numpy() for t in (
-            found.weight_ih_l0, found.weight_hh_l0, found.bias_ih_l0, found.bias_hh_l0))
-        gru = w_ih, np.ascontiguousarray(w_hh.T), b_ih, b_hh
-    if towers.click_gains is not None:
-        gains = towers.click_gains.numpy()
-    return gru, pooling, towers.user_fc.weight.numpy(), towers.user_fc.bias.numpy(), gains
 
 
 def side_by_side(vectors):

@@ -12,6 +12,9 @@ import os
 import sys
 
 import utils
+from ssr import commands
+from ssr.errors import SetupError
+from ssr.files import write_atomically
 
 
 def parse_args(argv=None):
@@ -28,7 +31,7 @@ def draw(lines, path):
     try:
         import matplotlib
     except ImportError as error:
-        raise utils.SetupError("matplotlib is not installed: pip install matplotlib") from error
+        raise SetupError("matplotlib is not installed: pip install matplotlib") from error
     matplotlib.use("Agg")  # no window
     from matplotlib import pyplot
     epochs = [line["epoch"] for line in lines]
@@ -39,7 +42,7 @@ def draw(lines, path):
         panel.set(title=name, xlabel="epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
-    utils.write_atomically(path, lambda name: figure.savefig(name, format="png"))
+    write_atomically(path, lambda name: figure.savefig(name, format="png"))
     pyplot.close(figure)
 
 
@@ -50,11 +53,11 @@ def main(argv=None):
         path = os.path.join(args.model_dir, "metrics.jsonl")
         lines = utils.read_metrics(path)
         if not lines:
-            raise utils.SetupError(f"{path} holds no epoch: train first, or see --model_dir")
+            raise SetupError(f"{path} holds no epoch: train first, or see --model_dir")
         draw(lines, args.output)
         print(f"written: {args.output}")
         return 0
-    return utils.run_script(run)
+    return commands.run(run)
 
 
 if __name__ == "__main__":

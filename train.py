@@ -22,16 +22,23 @@ import sys
 import time
 from typing import NamedTuple, Optional
 
-import utils  # first: it sets the environment for numpy and paddle
 import numpy as np
-import paddle
 from tqdm import tqdm
 
-import evaluation
-import parallel
 import reader
-from nets import (PairwiseHingeLoss, SampledSoftmaxLoss, SequenceSemanticRetrieval,
-                  check_architecture)
+import utils
+from nets import (
+    PairwiseHingeLoss,
+    SequenceSemanticRetrieval,
+    check_architecture,
+)
+from ssr import commands
+from ssr.errors import SetupError
+from ssr.kernels import processes as parallel
+from ssr.retrieval import evaluation
+from ssr.runtime import paddle
+from ssr.training import content as item_content
+from ssr.training.losses import SampledSoftmaxLoss
 
 logger = logging.getLogger("train")
 
@@ -71,21 +78,21 @@ def make_parser(description, model_dir):
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.set_defaults(recipe="faithful", **RECIPES["faithful"])
     add = parser.add_argument
-    positive = utils.number(int, 1)
-    switch = utils.number(int, 0, 1)
+    positive = commands.number(int, 1)
+    switch = commands.number(int, 0, 1)
     add("--train_dir", default="train_data", help="directory of session files")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items")
     add("--model_dir", default=model_dir, help="where epoch_N is saved")
     add("--epochs", type=positive, help="number of epochs")
     add("--batch_size", type=positive, help="sessions a step and device")
-    add("--base_lr", type=utils.number(float, 0), help="learning rate")
+    add("--base_lr", type=commands.number(float, 0), help="learning rate")
     add("--embedding_dim", type=positive, help="columns of the embedding table")
     add("--hidden_size", type=positive, help="size of user and item vectors")
     add("--user_encoder", choices=("gru", "bow"), default="gru",
         help="a GRU over the clicks or their sum")
     add("--max_len", type=positive, help="newest clicks of a session that are "
         "kept; all when not given")
-    add("--seed", type=utils.number(int, 0, 2 ** 32 - 1), default=0,
+    add("--seed", type=commands.number(int, 0, 2 ** 32 - 1), default=0,
         help="of the initial values, the order of the sessions and the negatives")
     add("--use_cuda", type=switch, default=0, help="1 for a GPU")
     add("--parallel", type=switch, default=0, help="1 for several devices, a process each")
@@ -108,27 +115,27 @@ def add_recipe_flags(parser):
         help="predict the last click of a session, or every click but the first")
     add("--loss", choices=("hinge", "softmax"), help="hinge: against negatives of each target's "
         "own; softmax: among the targets of the step and shared negatives, with logQ correction")
-    add("--num_negatives", type=utils.number(int, 0),
+    add("--num_negatives", type=commands.number(int, 0),
         help="negatives: of each target (hinge), of a step beside its targets (softmax)")
-    add("--neg_alpha", type=utils.number(float, 0),
+    add("--neg_alpha", type=commands.number(float, 0),
         help="negatives are drawn with a probability ~ clicks^alpha, 0 for uniform")
-    add("--scale", type=utils.number(float, 0), help="logit = scale * cosine (softmax)")
+    add("--scale", type=commands.number(float, 0), help="logit = scale * cosine (softmax)")
     add("--pooling", choices=("max", "max_last", "max_last_clicks"), help="of the GRU's states: "
         "the maximum; maximum and last; both, and the embeddings of the last click and of all")
     add("--item_encoder", choices=("fc", "tied"),
         help="an item's vector: fc of its bag, or the bag itself")
-    add("--dropout", type=utils.number(float, 0, 0.99), help="of the clicks' embeddings")
-    add("--item_tokens", metavar="FILE", help="line i: the tokens of item i (preprocess.py); an "
+    add("--dropout", type=commands.number(float, 0, 0.99), help="of the clicks' embeddings")
+    add("--item_tokens", metavar="FILE", type=commands.data_path, help="line i: the tokens of item i (preprocess.py); an "
         "item is then the bag of its tokens and, if it was clicked in training, of its own id")
-    add("--id_dropout", type=utils.number(float, 0, 1), help="share of the items of a step that "
+    add("--id_dropout", type=commands.number(float, 0, 1), help="share of the items of a step that "
         "are their tokens alone, without their id")
-    add("--members", type=utils.number(int, 1), help="an ensemble of so many models in one: their "
+    add("--members", type=commands.number(int, 1), help="an ensemble of so many models in one: their "
         "vectors side by side; time and memory grow likewise")
     add("--optimizer", choices=("adagrad", "adam"), help="adam updates the rows of a step only")
     add("--lr_schedule", choices=("constant", "linear"),
-        help=f"linear: falls to {FINAL_RATE:.0%} of --base_lr at the last step of --epochs")
+        help=f"linear: falls to {FINAL_RATE:.0%}% of --base_lr at the last step of --epochs")
     add("--valid_dir", help="session files on which recall and MRR are measured each epoch")
-    add("--patience", type=utils.number(int, 1), help="stop after so many epochs without a higher "
+    add("--patience", type=commands.number(int, 1), help="stop after so many epochs without a higher "
         f"recall@{VALID_K} on --valid_dir")
     add("--log_dir", help="also write scalars for VisualDL there")
     add("--resume", action="store_true", help="go on from the newest complete epoch in --model_dir")
@@ -200,11 +207,11 @@ def restore_flags(args, given, meta):
     """Overwrites what decides the outcome by what the checkpoint was trained with. Raises
     SetupError where a flag says otherwise."""
     if "trainers" in meta["run"]:
-        raise utils.SetupError("the checkpoint is one of cluster_train.py, whose trainers keep the "
+        raise SetupError("the checkpoint is one of cluster_train.py, whose trainers keep the "
                                "optimizer's state to themselves: train anew without --resume")
     devices = meta["run"]["num_devices"]
     if devices != args.num_devices:
-        raise utils.SetupError(f"the checkpoint was trained on {devices} devices: add --parallel 1 "
+        raise SetupError(f"the checkpoint was trained on {devices} devices: add --parallel 1 "
                                f"--num_devices {devices} (now it is {args.num_devices})")
     inherit_flags(args, given, meta, MODEL_FLAGS + RUN_FLAGS)
     if given.epochs is None:
@@ -225,7 +232,7 @@ def inherit_flags(args, given, meta, fixed):
         if getattr(given, name) is None:
             setattr(args, name, value)
         elif name in fixed and getattr(given, name) != value:
-            raise utils.SetupError(
+            raise SetupError(
                 f"--{name} {getattr(given, name)} contradicts the checkpoint, which was trained "
                 f"with {value}: leave the flag out, or train anew without --resume or --init_from")
 
@@ -330,7 +337,7 @@ def train_epoch(step, batches, num_steps, print_batch, epoch):
             targets += weight
         pending.clear()
         if not np.isfinite(cost):
-            raise utils.SetupError(f"the loss became {cost} in step {number} of epoch {epoch}: "
+            raise SetupError(f"the loss became {cost} in step {number} of epoch {epoch}: "
                                    "train anew with a smaller --base_lr")
         if bar.disable:
             if number % print_batch == 0:
@@ -376,7 +383,7 @@ class Run(NamedTuple):
 
     dataset, valid: YoochooseDataset, valid may be None
     clicks: <int32>[V], how often each item was clicked, here and in what source has seen
-    content: reader.ItemContent, None where items have none
+    content: item_content.ItemContent, None where items have none
     done: the last epoch that is there already, 0 for none
     source: Checkpoint to begin with, or None
     """
@@ -384,7 +391,7 @@ class Run(NamedTuple):
     dataset: reader.YoochooseDataset
     valid: Optional[reader.YoochooseDataset]
     clicks: np.ndarray
-    content: Optional[reader.ItemContent]
+    content: Optional[item_content.ItemContent]
     done: int
     source: Optional[Checkpoint]
 
@@ -396,7 +403,7 @@ def prepare(args, given):
     utils.make_model_dir(args.model_dir)
     source = find_source(args, given, dataset.vocab_size)
     if not dataset.num_steps(args.batch_size, args.num_devices):
-        raise utils.SetupError(f"{len(dataset)} sessions are less than one step of "
+        raise SetupError(f"{len(dataset)} sessions are less than one step of "
                                f"{args.batch_size} on each of {args.num_devices} devices: use "
                                "fewer or a smaller --batch_size")
     clicks = dataset.item_clicks()
@@ -420,13 +427,13 @@ def find_source(args, given, vocab_size):
         logger.warning("%s holds no complete epoch, training starts anew", args.model_dir)
         return None
     if meta is None:
-        raise utils.SetupError(f"--init_from: {model_dir} holds no complete epoch")
+        raise SetupError(f"--init_from: {model_dir} holds no complete epoch")
     if args.resume:
         utils.check_vocab_size(meta, vocab_size)
         restore_flags(args, given, meta)
         return Checkpoint(model_dir, epoch, meta)
     if meta["model"]["vocab_size"] > vocab_size:
-        raise utils.SetupError(f"--init_from: {model_dir} has {meta['model']['vocab_size']} items "
+        raise SetupError(f"--init_from: {model_dir} has {meta['model']['vocab_size']} items "
                                f"and {args.vocab_path} says {vocab_size}: a catalogue grows, the "
                                "items of the checkpoint are its first ones")
     devices = args.num_devices
@@ -437,7 +444,7 @@ def find_source(args, given, vocab_size):
 
 
 def load_content(args, clicked, meta=None):
-    """The reader.ItemContent that --item_tokens names, None without it.
+    """The item_content.ItemContent that --item_tokens names, None without it.
 
     clicked: <bool>[V], which items were clicked in training
     meta: of the checkpoint to begin with, if there is one
@@ -445,13 +452,13 @@ def load_content(args, clicked, meta=None):
     """
     num_tokens = meta and meta["model"]["num_tokens"]
     if meta and bool(num_tokens) != bool(args.item_tokens):
-        raise utils.SetupError("the checkpoint was trained "
+        raise SetupError("the checkpoint was trained "
                                + ("with --item_tokens: give it too" if num_tokens else
                                   "without --item_tokens: leave it out"))
     if not args.item_tokens:
         return None
-    tokens = reader.load_item_tokens(args.item_tokens, len(clicked), num_tokens)
-    return reader.ItemContent(clicked, tokens, args.id_dropout)
+    tokens = item_content.load_item_tokens(args.item_tokens, len(clicked), num_tokens)
+    return item_content.ItemContent(clicked, tokens, args.id_dropout)
 
 
 def train(args, given):
@@ -560,7 +567,7 @@ def open_visualdl(log_dir):
     try:
         from visualdl import LogWriter
     except ImportError as error:
-        raise utils.SetupError("--log_dir needs VisualDL: pip install visualdl; without it the "
+        raise SetupError("--log_dir needs VisualDL: pip install visualdl; without it the "
                                "same figures are in metrics.jsonl of --model_dir") from error
     return LogWriter(logdir=log_dir)
 
@@ -607,20 +614,20 @@ def run(args, given):
     if args.num_devices == 1 or world_size > 1:
         utils.set_device(args.use_cuda)
         if rank:  # one of them speaks for all
-            utils.be_quiet()
+            commands.be_quiet()
         # The names of the optimizer's state do not depend on what ran in this process before.
         with paddle.utils.unique_name.guard():
             return train(args, given)
     utils.check_devices(args.use_cuda, args.num_devices)
-    utils.be_quiet()  # what there is to say rank 0 says; errors are told here
+    commands.be_quiet()  # what there is to say rank 0 says; errors are told here
     prepare(args, given)
     return parallel.start_workers(args.num_devices, args.use_cuda)
 
 
 def main(argv=None):
     args, given = parse_args(argv)
-    utils.setup_logging()
-    return utils.run_script(lambda: run(args, given), reader.DataError)
+    commands.setup_logging()
+    return commands.run(lambda: run(args, given))
 
 
 if __name__ == "__main__":

@@ -1,71 +1,22 @@
-"""Device, seed, versions, checkpoints and metrics. Import it before numpy and paddle: it sets what
-these read from the environment when they are loaded."""
+"""Device, seed, versions, checkpoints and metrics."""
 
 from __future__ import annotations
 
-import ctypes
 import glob
 import json
 import logging
 import os
 import re
-import sys
-import warnings
-import zlib  # noqa: F401  before paddle: libpaddle 2.6.2 shadows zlib's symbols and breaks gzip
 
+import numpy as np
 
-def _set_environment():
-    """What makes this model fast on a CPU; a value that the user has set stays."""
-    # A step is many small operations: a second thread costs more than it brings. More cores are
-    # for more processes.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    # Paddle carries an MKL of 2019, which takes its slowest path on AMD unless told otherwise.
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            if "AuthenticAMD" in f.read(4096):
-                os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-    except OSError:
-        pass
-    _keep_freed_memory()
-
-
-def _keep_freed_memory():
-    """Tells glibc not to hand large blocks back to the kernel after each operation, which would
-    fault every page of them in again at the next."""
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return  # not glibc
-    mallopt(m_mmap_threshold, 1 << 30)
-    mallopt(m_trim_threshold, 1 << 30)
-
-
-def _keep_quiet():
-    """What libraries say of themselves when they are loaded is not for the user. Paddle 3 opens the
-    root logger to it."""
-    warnings.filterwarnings("ignore", message="No ccache found")
-    logging.getLogger("faiss").setLevel(logging.WARNING)
-
-
-_set_environment()
-_keep_quiet()
-
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
-from six import ensure_str  # noqa: E402
-
-# Paddle's handler of TERM prints a stack trace, in which a process can hang instead of ending.
-paddle.disable_signal_handler()
+from ssr.errors import SetupError
+from ssr.files import write_atomically
+from ssr.runtime import paddle
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pdparams", ".pdopt", ".json")
-
-
-class SetupError(RuntimeError):
-    """What the user has to mend outside of the data: device, flags, checkpoints."""
 
 
 # --- versions, device, seed -----------------------------------------------------------------------
@@ -103,69 +54,7 @@ def set_device(use_cuda):
     paddle.set_device("gpu:0" if use_cuda else "cpu")
 
 
-def setup_logging():
-    """The lines of the retired scripts' logger, on standard error."""
-    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(message)s", level=logging.INFO,
-                        force=True)  # Paddle has set up the root logger already
-
-
-def be_quiet():
-    """Nothing but errors from here on: another process says the same."""
-    logging.getLogger().setLevel(logging.ERROR)
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")
-
-
-# --- flags ----------------------------------------------------------------------------------------
-
-
-def number(kind, low, high=float("inf")):
-    """An argparse type: a number of the given kind (int, float) in low..high."""
-    def parse(text):
-        value = kind(text)
-        if not low <= value <= high:
-            limit = f"at least {low}" if high == float("inf") else f"{low} to {high}"
-            raise ValueError(limit)
-        return value
-    parse.__name__ = f"{kind.__name__} of {low} or more" if high == float("inf") else \
-        f"{kind.__name__} from {low} to {high}"
-    return parse
-
-
-def run_script(main, *errors):
-    """Runs main(), turns the user's mistakes into one line on standard error and a code of 1.
-
-    errors: the exceptions that are the user's to mend, besides SetupError
-    """
-    name = os.path.basename(ensure_str(sys.argv[0]))
-    try:
-        return main()
-    except (SetupError, *errors) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no complaint at exit
-        return 1
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
-
-
 # --- checkpoints ----------------------------------------------------------------------------------
-
-
-def write_atomically(path, write):
-    """Calls write(temporary path), flushes it to the disk and renames it to path: whoever finds
-    the file finds all of it. Raises SetupError."""
-    temporary = f"{path}.tmp"
-    try:
-        write(temporary)
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise SetupError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def make_model_dir(model_dir):

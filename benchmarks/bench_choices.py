@@ -16,12 +16,12 @@ from unittest import mock
 
 import common
 import numpy as np
-import paddle
 
 import infer
 import nets
 import reader
 import train
+from ssr.runtime import paddle
 
 
 def sorted_batches(dataset, batch_size, seed, epoch, negatives, targets, max_len=None, rank=0,

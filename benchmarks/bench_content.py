@@ -18,7 +18,7 @@ import common
 import numpy as np
 
 import reader
-import text
+from ssr.preparation import text
 
 COLUMNS = ("known, all", "held out, all", "held out, held out")
 TIE = 1e-6  # scores closer than this are equal, ties count against, as in evaluation.py

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import common
 import numpy as np
-import paddle
 
-import make_sample
 import nets
+from ssr.preparation import sample as make_sample
+from ssr.runtime import paddle
 
 
 def main():

@@ -11,7 +11,7 @@ import tempfile
 
 import common
 
-import make_sample
+from ssr.preparation import sample as make_sample
 
 
 def main(argv=None):

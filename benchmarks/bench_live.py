@@ -16,13 +16,13 @@ import tempfile
 import time
 
 import common
-
 import numpy as np
 
-import make_sample
 import reader
-import retrieve
-from stream import Scoring
+from ssr.news.stream import Scoring
+from ssr.preparation import sample as make_sample
+from ssr.retrieval import live
+from ssr.retrieval.index import Index
 
 BATCH = 100
 QUERIES = 500
@@ -38,13 +38,13 @@ def main(argv=None):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         half = args.clicks // 2
         clicks = make_clicks(sessions, args.clicks)
-        with retrieve.Index.open(f"{work}/index", True, Scoring()) as index:
+        with Index.open(f"{work}/index", True, Scoring()) as index:
             index.click(clicks[:1])
             each = seconds(lambda: [index.click([click]) for click in clicks[1:half]])
             batches = seconds(lambda: [index.click(clicks[start:start + BATCH])
                                        for start in range(half, len(clicks), BATCH)])
             query = seconds(lambda: [index.query(session, 20) for session in sessions[:QUERIES]])
-        opening = seconds(lambda: retrieve.Index.open(f"{work}/index", True, Scoring()).close())
+        opening = seconds(lambda: Index.open(f"{work}/index", True, Scoring()).close())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print("| articles clicked | clicks | ms a click, one by one | ms a click, by the hundred | "
               "ms a query | s to open | MB for it | MB on the disk |\n" + "|---" * 8 + "|")
@@ -72,7 +72,7 @@ def make_clicks(sessions, count):
     """Clicks of sessions one after the other, over the last 20 hours."""
     flat = [(str(number), item) for number, session in enumerate(sessions) for item in session]
     times = np.linspace(time.time() - 72_000, time.time() - 1, count)
-    return [retrieve.Click(session, item, when) for (session, item), when in zip(flat, times)]
+    return [live.Click(session, item, when) for (session, item), when in zip(flat, times)]
 
 
 def seconds(function):

@@ -12,7 +12,7 @@ import tempfile
 
 import common
 
-import make_sample
+from ssr.preparation import sample as make_sample
 
 NUM_SESSIONS = 60000
 

@@ -15,8 +15,8 @@ import time
 
 import common  # noqa: F401
 
-import make_sample
 import reader
+from ssr.preparation import sample as make_sample
 
 NUM_ITEMS = 1000000
 

@@ -29,12 +29,11 @@ import threading
 import time
 
 import common
-
 import numpy as np
 
-import make_sample
-import retrieve
-import store
+from ssr.preparation import sample as make_sample
+from ssr.retrieval import store
+from ssr.retrieval.index import Index
 
 K = 20
 CHECKED = 60  # hits of a query that looks whether a change is seen
@@ -233,7 +232,7 @@ def print_row(name, result):
 
 def print_parts(path, sessions):
     """Milliseconds of a query, one core, without HTTP."""
-    with retrieve.Index.open(path, writable=True) as index:
+    with Index.open(path, writable=True) as index:
         index.warm_up()
         encoder, opened = index._encoder, index.store
         found = [opened.find(sorted(set(session))) for session in sessions[:200]]

@@ -11,11 +11,11 @@ import sys
 import time
 
 import common
-import paddle
 from paddle import profiler
 
 import reader
 import train
+from ssr.runtime import paddle
 
 STEPS = 200
 

@@ -14,11 +14,11 @@ import time
 
 import common
 import numpy as np
-import paddle
 
-import make_sample
 import reader
 import train
+from ssr.preparation import sample as make_sample
+from ssr.runtime import paddle
 
 
 def steps_per_second(num_items, flags, num_steps, sessions):

@@ -1,22 +1,21 @@
-"""Puts the scripts on the path and sets the environment before numpy and Paddle are loaded."""
+"""Puts the project on the path, and small samples to run on."""
 
 import os
 import sys
 
+import pytest
+
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import utils  # noqa: E402, F401  first: it sets the environment for numpy and paddle
-
-import pytest  # noqa: E402
-
-import make_sample  # noqa: E402
+from ssr.preparation.sample import write_sample  # noqa: E402
+from ssr.runtime import paddle  # noqa: E402, F401  before a test imports it
 
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
     """A directory with a sample that is small enough to train on in a second."""
     path = tmp_path_factory.mktemp("sample")
-    make_sample.write_sample(str(path), num_items=60, train_sessions=230, test_sessions=80, seed=5)
+    write_sample(str(path), num_items=60, train_sessions=230, test_sessions=80, seed=5)
     return path
 
 

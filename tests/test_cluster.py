@@ -20,17 +20,18 @@ import cluster_train
 import infer
 import reader
 import train
-import utils
 from nets import SequenceSemanticRetrieval
+from ssr.cluster import training
+from ssr.errors import SetupError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--embedding_dim", "8", "--hidden_size", "8"]
 LIMIT = 60  # seconds within which all has to end when a process fails
 
 try:
-    cluster_train.check_parameter_server()
+    training.check_parameter_server()
     HAS_SERVER = True
-except utils.SetupError:
+except SetupError:
     HAS_SERVER = False
 needs_server = pytest.mark.skipif(not HAS_SERVER, reason="this Paddle has no parameter server")
 
@@ -159,7 +160,7 @@ def test_padded_network_is_the_network(user_encoder):
     lengths = np.array([3, 1, 4])
     batch = reader.Batch(np.array([5, 6, 7, 8, 9, 5, 11, 12]), lengths, np.array([1, 2, 3]),
                          np.array([[1, 4], [2, 5], [3, 6]]), None, 3)
-    fed = cluster_train.pad(batch)
+    fed = training.pad(batch)
     assert fed["clicks"].tolist() == [[5, 6, 7, 0], [8, 0, 0, 0], [9, 5, 11, 12]]
     (users, items), = model(batch)
     expected = [paddle.sum(users * items[i::2], axis=1) for i in range(2)]
@@ -175,10 +176,10 @@ def test_trainers_that_went_apart_are_noticed():
     random = np.random.default_rng(0)
     initial = random.normal(size=(50, 4))
     served = initial + random.normal(size=(50, 4))
-    cluster_train.check_agreement(served + 0.1, served, initial)
+    training.check_agreement(served + 0.1, served, initial)
     for local, there in ((initial, served), (served, initial), (served * np.nan, served)):
-        with pytest.raises(utils.SetupError, match="did not exchange"):
-            cluster_train.check_agreement(local, there, initial)
+        with pytest.raises(SetupError, match="did not exchange"):
+            training.check_agreement(local, there, initial)
 
 
 @pytest.mark.parametrize("version", [("3", "1"), ("3", "3")])
@@ -201,11 +202,11 @@ def test_this_paddle_without_parameter_server(job):
 
 @pytest.fixture
 def faults(monkeypatch):
-    """What cluster_train.fail was called with, instead of the end of the process."""
+    """What training.fail was called with, instead of the end of the process."""
     found, links = [], []
-    start = cluster_train.Link.start
-    monkeypatch.setattr(cluster_train, "fail", found.append)
-    monkeypatch.setattr(cluster_train.Link, "start",
+    start = training.Link.start
+    monkeypatch.setattr(training, "fail", found.append)
+    monkeypatch.setattr(training.Link, "start",
                         lambda link, *args: (links.append(link), start(link, *args)))
     yield found
     for link in links:  # none may outlive the test and call the real one
@@ -221,7 +222,7 @@ def in_thread(function, *args):
     def run():
         try:
             results.append(function(*args))
-        except utils.SetupError as error:
+        except SetupError as error:
             results.append(error)
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -230,7 +231,7 @@ def in_thread(function, *args):
 
 def test_processes_meet_gather_and_leave(faults):
     endpoint = f"127.0.0.1:{free_ports()}"
-    join, host = cluster_train.Peers.join, cluster_train.Peers.host
+    join, host = training.Peers.join, training.Peers.host
     early = [in_thread(join, endpoint, "trainer 1", 1, 2, 10),
              in_thread(join, endpoint, "server 0", None, 2, None)]
     hosting = in_thread(host, endpoint, ["server 0", "trainer 1"], 2, 10)
@@ -254,8 +255,8 @@ def test_processes_meet_gather_and_leave(faults):
 
 def test_the_end_of_a_process_is_noticed(faults):
     endpoint = f"127.0.0.1:{free_ports()}"
-    joining = in_thread(cluster_train.Peers.join, endpoint, "trainer 1", 1, 2, 10)
-    cluster_train.Peers.host(endpoint, ["trainer 1"], 2, 10)
+    joining = in_thread(training.Peers.join, endpoint, "trainer 1", 1, 2, 10)
+    training.Peers.host(endpoint, ["trainer 1"], 2, 10)
     joining[0].join(10)
     joining[1][0].links["trainer 0"].sock.shutdown(socket.SHUT_RDWR)
     wait_until(lambda: len(faults) == 2, 10)
@@ -265,10 +266,10 @@ def test_the_end_of_a_process_is_noticed(faults):
 def test_strangers_are_turned_away_and_who_is_missing_is_named(faults):
     port = free_ports()
     endpoint = f"127.0.0.1:{port}"
-    hosting = in_thread(cluster_train.Peers.host, endpoint, ["server 0", "trainer 1"], 2, 4)
-    in_thread(cluster_train.Peers.join, endpoint, "server 0", None, 2, None)
-    in_thread(cluster_train.Peers.join, endpoint, "trainer 7", 7, 8, 3)
-    stranger = cluster_train.connect(endpoint, 3)
+    hosting = in_thread(training.Peers.host, endpoint, ["server 0", "trainer 1"], 2, 4)
+    in_thread(training.Peers.join, endpoint, "server 0", None, 2, None)
+    in_thread(training.Peers.join, endpoint, "trainer 7", 7, 8, 3)
+    stranger = training.connect(endpoint, 3)
     stranger.sendall(b"GET / HTTP/1.1\r\n")
     stranger.close()
     wait_until(lambda: any("expects no trainer 7" in fault for fault in faults), 5)

@@ -7,13 +7,16 @@ import numpy as np
 import paddle
 import pytest
 
-import evaluation
 import infer
 import nets
 import reader
 import retrieve
 import train
 import utils
+from ssr.retrieval import evaluation
+from ssr.retrieval.index import Index, Item
+from ssr.training.content import ItemContent, ItemTokens, load_item_tokens
+from ssr.training.losses import SampledSoftmaxLoss
 
 FLAGS = ("--embedding_dim", "16", "--hidden_size", "16", "--epochs", "2", "--item_tokens",
          "item_tokens.txt")
@@ -39,7 +42,7 @@ def make_content(id_dropout=0.0):
     """Item i, of 20, has i % 3 tokens; the last 5 were never clicked."""
     counts = np.arange(20) % 3
     tokens = np.arange(counts.sum(), dtype=np.int32) % 8
-    return reader.ItemContent(np.arange(20) < 15, reader.ItemTokens(
+    return ItemContent(np.arange(20) < 15, ItemTokens(
         tokens, np.concatenate([[0], np.cumsum(counts)]), 8), id_dropout)
 
 
@@ -75,7 +78,7 @@ def test_gradients_of_the_rows_are_those_of_finite_differences():
     model, content, dataset = make_model(item_encoder="tied"), make_content(0.5), make_dataset()
     negatives = reader.SharedNegatives(dataset, "all", 5, 0.5)
     batch = next(dataset.train(4, 1, 1, negatives, "all", content=content))
-    loss = nets.SampledSoftmaxLoss(4.0)
+    loss = SampledSoftmaxLoss(4.0)
     table = model.embedding.weight.numpy().copy()
 
     def value():
@@ -269,8 +272,8 @@ def test_unknown_items_are_ranked_by_their_words(with_unknown, capsys):
 def test_ranks_are_those_of_brute_force(with_unknown, positions, monkeypatch):
     monkeypatch.setattr(evaluation, "CLICKS_AT_A_TIME", 50)
     model = evaluation.load_model("model_output", 8, utils.load_meta("model_output", 8))
-    tokens = reader.load_item_tokens("item_tokens.txt", 60, model.num_tokens)
-    items = evaluation.Items(model, reader.ItemContent(model.item_clicks.numpy() > 0, tokens))
+    tokens = load_item_tokens("item_tokens.txt", 60, model.num_tokens)
+    items = evaluation.Items(model, ItemContent(model.item_clicks.numpy() > 0, tokens))
     assert items.has_vector.all() and (items.clicked == (np.arange(60) % 5 > 0)).all()
     dataset = reader.construct_test_data("test_data", "vocab.txt")
     candidates = ~items.clicked
@@ -291,9 +294,9 @@ def test_an_index_finds_items_that_training_never_saw(with_unknown, capsys):
     assert retrieve.main(["build"]) == 0
     assert "items:60 candidates:60" in capsys.readouterr().out
     lines = [line.rstrip("\n").split("\t") for line in open("items.txt", encoding="utf-8")]
-    with retrieve.Index.open("index", writable=True) as index:
+    with Index.open("index", writable=True) as index:
         id, text = lines[10]
-        twin = index.add([retrieve.Item("published now", text)])
+        twin = index.add([Item("published now", text)])
         assert twin == (1, 0, [])
         hits = {hit.id: hit for hit in index.query([lines[1][0], lines[2][0]], k=61).hits}
         # The item has no row of its own, so what was added is the same item.

@@ -10,7 +10,8 @@ import pytest
 import export
 import nets
 import train
-import utils
+from ssr.errors import SetupError
+from ssr.retrieval import export as towers
 
 
 @pytest.mark.parametrize("parts", [
@@ -27,12 +28,12 @@ def test_any_architecture(parts, num_tokens, tmp_path):
     for parameter in model.parameters():
         parameter.set_value(paddle.randn(parameter.shape))
     model.eval()
-    export.save_towers(model, str(tmp_path))
-    assert export.compare(model, str(tmp_path)) <= export.TOLERANCE
+    towers.save_towers(model, str(tmp_path))
+    assert towers.compare(model, str(tmp_path)) <= towers.TOLERANCE
     # It does notice another model.
     model.embedding.weight.set_value(model.embedding.weight + 0.1 * paddle.randn([
         20 + num_tokens, model.embedding.weight.shape[1]]))
-    assert export.compare(model, str(tmp_path)) > 100 * export.TOLERANCE
+    assert towers.compare(model, str(tmp_path)) > 100 * towers.TOLERANCE
 
 
 def test_padding_does_not_matter(tmp_path):
@@ -41,9 +42,9 @@ def test_padding_does_not_matter(tmp_path):
     model.eval()
     bags = [np.array([1, 20]), np.array([4]), np.array([21, 22, 7])]
     for clicks, tokens in ((3, 3), (9, 5)):
-        rows = export.pad([export.pad(bags, tokens)], clicks)
+        rows = towers.pad([towers.pad(bags, tokens)], clicks)
         found = model.padded_user(paddle.to_tensor(rows))
-        expected = model.encode_user(model.embed(*export.end_to_end(bags)), np.array([3]))
+        expected = model.encode_user(model.embed(*towers.end_to_end(bags)), np.array([3]))
         np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-6)
 
 
@@ -59,7 +60,7 @@ def test_command(trained, capsys):
     assert export.main([]) == 0
     assert "epoch_1 in exported, largest difference from the model: " in capsys.readouterr().out
     assert json.load(open("exported/export.json"))["model"]["members"] == 2
-    users = export.load_tower("exported", "user")(np.array([[[3, -1]], [[5, 61]]]))
+    users = towers.load_tower("exported", "user")(np.array([[[3, -1]], [[5, 61]]]))
     assert users.shape == (2, 16)
     np.testing.assert_allclose((users ** 2).sum(1), 1, atol=1e-5)
     assert export.main([]) == 1
@@ -89,7 +90,7 @@ def test_what_was_there_stays_when_it_fails(trained, capsys, monkeypatch):
 def test_a_fault_of_the_disk_is_told(in_sample, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
-    with pytest.raises(utils.SetupError, match="cannot write .*No space"):
-        with export.replacing("exported", False):
+    with pytest.raises(SetupError, match="cannot write .*No space"):
+        with towers.replacing("exported", False):
             full()
     assert not [name for name in os.listdir() if "exported" in name]

@@ -9,12 +9,13 @@ import time
 import numpy as np
 import pytest
 
-import live
 import retrieve
 import train
-from live import Click
-from retrieve import Index, Item
-from stream import Scoring
+from ssr.errors import DataError
+from ssr.news.stream import Scoring
+from ssr.retrieval import live
+from ssr.retrieval.index import Index, Item
+from ssr.retrieval.live import Click
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 POPULAR = Scoring().without("readers", "content", "transitions")
@@ -144,7 +145,7 @@ def test_others_see_clicks_and_withdrawals_as_they_come(built):
         assert ids_of(other.query([], 3)) == ["n0009"]
         index.add([Item("n0007", "again")])
         assert ids_of(other.query([], 3)) == ["n0007", "n0009"]
-        with pytest.raises(retrieve.ItemError, match="open for writing"):
+        with pytest.raises(DataError, match="open for writing"):
             other.click(clicks_on("n0001"))
 
 
@@ -163,12 +164,12 @@ def test_clicks_outlive_a_model(built, capsys):
 
 def test_what_no_click_can_be(built):
     with Index.open("index", writable=True) as index:
-        with pytest.raises(retrieve.ItemError, match="has a scoring"):
+        with pytest.raises(DataError, match="has a scoring"):
             index.click(clicks_on("n0001"))
     with open_live() as index:
         for click in (Click("s", "a\tb", 1.0), Click("s", "", 1.0), Click("s", "n1", -1.0),
                       Click("s", "n1", float("nan")), Click("s", "n1", time.time() + 1e6)):
-            with pytest.raises(retrieve.ItemError):
+            with pytest.raises(DataError):
                 index.click([Click("s", "n0001", time.time()), click])
         assert ids_of(index.query([], 5)) == []
 
@@ -240,11 +241,11 @@ def test_a_killed_process_loses_the_last_second_at_most(built):
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import retrieve
-from stream import Scoring
-with retrieve.Index.open("index", True, Scoring()) as index:
+from ssr.news.stream import Scoring
+with Index.open("index", True, Scoring()) as index:
     number = int(sys.argv[2])
     while True:
-        index.click([retrieve.Click(f"s{number % 7}", f"n{number % 50:04d}", time.time())])
+        index.click([live.Click(f"s{number % 7}", f"n{number % 50:04d}", time.time())])
         number += 1
         print(number, time.time(), flush=True)
 """

@@ -6,6 +6,8 @@ import pytest
 
 import nets
 import reader
+from ssr.kernels.gru import time_major
+from ssr.training.losses import SampledSoftmaxLoss, own_session
 
 
 def ragged(random, lengths, vocab_size):
@@ -60,7 +62,7 @@ LENGTHS = [3, 1, 7, 2, 7, 1, 4]
 
 def test_time_major_takes_each_row_once_and_steps_in_order():
     lengths = np.array(LENGTHS)
-    rows, sizes = nets.time_major(lengths)
+    rows, sizes = time_major(lengths)
     assert sizes == [(lengths > t).sum() for t in range(7)]
     assert sorted(rows) == list(range(sum(LENGTHS)))
     step_of_row = np.concatenate([np.arange(n) for n in lengths])
@@ -239,7 +241,7 @@ def test_with_all_items_as_negatives_the_sampled_softmax_is_the_full_one():
     candidates, log_inclusion = negatives.candidates(random, batch.positive)
     batch = batch._replace(candidates=candidates, log_inclusion=log_inclusion)
     assert len(candidates) == 40
-    losses, _ = nets.SampledSoftmaxLoss(5.0)(model(batch), batch)
+    losses, _ = SampledSoftmaxLoss(5.0)(model(batch), batch)
     np.testing.assert_allclose(losses.numpy(), full_softmax(model, batch, 5.0), atol=1e-5)
 
 
@@ -255,7 +257,7 @@ def test_the_correction_has_the_sum_over_all_items_as_its_expectation():
     own = scale * (users * model.item(batch.positive).numpy()).sum(1)
     total = np.zeros(6)
     draws = 3000
-    loss = nets.SampledSoftmaxLoss(scale)
+    loss = SampledSoftmaxLoss(scale)
     # Other sessions' targets are there as often as any item: here each row is a batch of its own.
     starts = [0, 3, 4]
     items = model.item(np.arange(40))
@@ -278,7 +280,7 @@ def test_own_session_by_brute_force(lengths):
     session = np.repeat(np.arange(len(lengths)), lengths)
     expected = sorted({(i, place[j]) for i in range(len(place)) for j in range(len(place))
                        if session[i] == session[j]})
-    assert nets.own_session(np.array(lengths), place).tolist() == [list(pair) for pair in expected]
+    assert own_session(np.array(lengths), place).tolist() == [list(pair) for pair in expected]
 
 
 def dense_gradient(parameter):
@@ -295,7 +297,7 @@ def dense_gradient(parameter):
 @pytest.mark.parametrize("loss, make_batch, num", [
     # The margin is wide, so that no pair is at the kink of the hinge.
     (nets.PairwiseHingeLoss(3.0), paired, 1), (nets.PairwiseHingeLoss(3.0), paired, 3),
-    (nets.SampledSoftmaxLoss(4.0), shared, 10)])
+    (SampledSoftmaxLoss(4.0), shared, 10)])
 def test_gradients_agree_with_finite_differences(parts, loss, make_batch, num):
     """Along random directions, for every parameter, the table included."""
     model = make_model(**parts)
@@ -324,7 +326,7 @@ def test_gradients_agree_with_finite_differences(parts, loss, make_batch, num):
 
 
 @pytest.mark.parametrize("loss, make_batch", [(nets.PairwiseHingeLoss(), paired),
-                                              (nets.SampledSoftmaxLoss(), shared)])
+                                              (SampledSoftmaxLoss(), shared)])
 def test_the_gradient_of_the_table_is_sparse(loss, make_batch):
     model = make_model()
     batch = make_batch(np.random.default_rng(0), [2, 1], 40, 4)

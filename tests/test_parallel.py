@@ -13,10 +13,11 @@ import numpy as np
 import paddle
 import pytest
 
-import make_sample
-import parallel
 import train
 import utils
+from ssr.errors import SetupError
+from ssr.kernels import processes as parallel
+from ssr.preparation import sample as make_sample
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--embedding_dim", "8", "--hidden_size", "8"]
@@ -225,12 +226,12 @@ def test_launched_without_the_flag(in_sample, monkeypatch, capsys):
 
 def test_gpus(monkeypatch):
     if not paddle.is_compiled_with_cuda():
-        with pytest.raises(utils.SetupError, match="needs Paddle's GPU build"):
+        with pytest.raises(SetupError, match="needs Paddle's GPU build"):
             utils.check_devices(use_cuda=1, count=2)
     monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
     monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 1)
     utils.check_devices(use_cuda=1, count=1)
-    with pytest.raises(utils.SetupError, match="--num_devices 2 and only 1 GPUs are visible"):
+    with pytest.raises(SetupError, match="--num_devices 2 and only 1 GPUs are visible"):
         utils.check_devices(use_cuda=1, count=2)
 
 

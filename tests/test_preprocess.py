@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import preprocess
+from ssr.preparation import preprocess as output_files
 
 DAY = 86_400
 START = 1_396_310_400  # 1 April 2014, 00:00 UTC
@@ -470,7 +471,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(preprocess.os, "fsync", full)
+    monkeypatch.setattr(output_files.os, "fsync", full)
     log = write_yoochoose(tmp_path / "log.dat", SMALL)
     assert run_clicks(log, tmp_path / "out", *KEEP_ALL) == 1
     assert "No space left" in capsys.readouterr().err

@@ -4,9 +4,12 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import reader
+from ssr.errors import DataError
+from ssr.training.content import ItemContent, ItemTokens, load_item_tokens
 
 
 def write(directory, **files):
@@ -42,7 +45,7 @@ def test_reads_back_what_was_written(tmp_path_factory, sessions, blank, between,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "BLOCK_BYTES", block)
         if not expected:
-            with pytest.raises(reader.DataError, match="no line holds two item ids"):
+            with pytest.raises(DataError, match="no line holds two item ids"):
                 reader.load_sessions(directory, 1000)
             return
         dataset = reader.load_sessions(directory, 1000)
@@ -66,7 +69,7 @@ def test_names_the_line_and_token_of_anything_else(tmp_path_factory, sessions, d
     directory = write(tmp_path_factory.mktemp("data"), bad=text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "BLOCK_BYTES", block)
-        with pytest.raises(reader.DataError) as error:
+        with pytest.raises(DataError) as error:
             reader.load_sessions(directory, 1000)
     message = str(error.value)
     assert f"bad.txt, line {line + 1}: " in message
@@ -90,7 +93,7 @@ def test_files_are_read_in_the_order_of_their_names_and_hidden_ones_left_out(tmp
 ])
 def test_directories_without_sessions(tmp_path, make, message):
     make(tmp_path / "data")
-    with pytest.raises(reader.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         reader.load_sessions(str(tmp_path / "data"), 10)
 
 
@@ -103,7 +106,7 @@ def test_vocabulary_errors(tmp_path, content, message):
     path = tmp_path / "vocab.txt"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(reader.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         reader.get_vocab_size(str(path))
 
 
@@ -255,7 +258,7 @@ def test_a_large_directory_is_cached_and_the_cache_follows_the_files(tmp_path, m
         again = reader.load_sessions(directory, 10)
     assert isinstance(again.items, np.memmap)
     assert sessions_of(again) == sessions_of(first) and again.short == first.short == 1
-    with pytest.raises(reader.DataError, match="a.txt, line 1|b.txt, line 1"):
+    with pytest.raises(DataError, match="a.txt, line 1|b.txt, line 1"):
         reader.load_sessions(directory, 5)  # the vocabulary is another one
     write(tmp_path / "d", a="1 2 3\n")
     assert sessions_of(reader.load_sessions(directory, 10)) == [[1, 2, 3], [4, 5, 6]]
@@ -282,10 +285,10 @@ def test_item_tokens_come_back(tmp_path_factory, bags, newline, block):
     path.write_bytes("".join(" ".join(map(str, bag)) + newline for bag in bags).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "BLOCK_BYTES", block)
-        tokens = reader.load_item_tokens(str(path), len(bags))
+        tokens = load_item_tokens(str(path), len(bags))
     assert tokens.tokens.dtype == np.int32 and tokens.offsets.dtype == np.int64
     assert tokens.num_tokens == max(map(max, filter(None, bags))) + 1
-    assert reader.load_item_tokens(str(path), len(bags), 1234).num_tokens == 1234
+    assert load_item_tokens(str(path), len(bags), 1234).num_tokens == 1234
     assert [tokens.tokens[begin:end].tolist() for begin, end in
             zip(tokens.offsets, tokens.offsets[1:])] == bags
 
@@ -293,8 +296,8 @@ def test_item_tokens_come_back(tmp_path_factory, bags, newline, block):
 def make_content(bags, clicked, num_tokens=1000, id_dropout=0.0):
     offsets = np.cumsum([0, *map(len, bags)])
     tokens = np.array([token for bag in bags for token in bag], np.int32)
-    return reader.ItemContent(np.array(clicked, bool),
-                              reader.ItemTokens(tokens, offsets, num_tokens), id_dropout)
+    return ItemContent(np.array(clicked, bool),
+                              ItemTokens(tokens, offsets, num_tokens), id_dropout)
 
 
 @settings(deadline=None, max_examples=100)
@@ -382,7 +385,7 @@ def test_errors_in_item_tokens(tmp_path, content, words):
     path = tmp_path / "item_tokens.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(reader.DataError) as error:
-        reader.load_item_tokens(str(path), 3, 10)
+    with pytest.raises(DataError) as error:
+        load_item_tokens(str(path), 3, 10)
     assert str(path) in str(error.value) and "session" not in str(error.value)
     assert all(word in str(error.value) for word in words), error.value

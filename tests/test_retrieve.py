@@ -14,17 +14,20 @@ import numpy as np
 import paddle
 import polars as pl
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import evaluation
 import nets
 import reader
 import retrieve
-import store
-import text
 import train
 import utils
-from retrieve import Index, Item
+from ssr.errors import DataError, StoreError
+from ssr.preparation import text
+from ssr.retrieval import evaluation, store
+from ssr.retrieval.encoder import freeze
+from ssr.retrieval.index import Encoder, Index, Item
+from ssr.training.content import ItemTokens
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -107,7 +110,7 @@ def test_frozen_model_is_the_model(parts):
     clicks, lengths = np.arange(9), np.array([3, 1, 5])
     expected = model.user(clicks, lengths)
     assert not expected.stop_gradient
-    users = model.freeze()
+    users = freeze(model)
     np.testing.assert_allclose(users(model.embed(clicks).numpy(), lengths), expected.numpy(),
                                atol=1e-6)
     assert model.user(clicks, lengths).stop_gradient
@@ -176,7 +179,7 @@ def test_adding_an_id_that_is_there_replaces_it(built):
 def test_a_model_without_content_takes_no_fresh_items(built):
     with Index.open("index", writable=True) as index:
         before = index.store.counts(), index.store.change
-        with pytest.raises(retrieve.ItemError, match="fresh: the model was trained without conten"):
+        with pytest.raises(DataError, match="fresh: the model was trained without conten"):
             index.add([Item("n0001", "known"), Item("fresh", "a text")])
         assert (index.store.counts(), index.store.change) == before
 
@@ -184,7 +187,7 @@ def test_a_model_without_content_takes_no_fresh_items(built):
 @pytest.mark.parametrize("item", [Item(""), Item("a\tb"), Item("a\nb"), Item("\ud800"), Item(7),
                                   Item("n0001", "\udfff"), Item("n0001", None)])
 def test_what_cannot_be_an_item_is_refused(built, item):
-    with Index.open("index", writable=True) as index, pytest.raises(retrieve.ItemError):
+    with Index.open("index", writable=True) as index, pytest.raises(DataError):
         index.add([item])
 
 
@@ -196,8 +199,8 @@ def with_content(tmp_path):
     model = nets.SequenceSemanticRetrieval(4, 6, 5, num_tokens=3)
     model.embedding.weight.set_value(paddle.randn([7, 6]))
     vocabulary = text.TokenVocabulary(["red", "green", "color:red"], text.Tokenizer("bigrams"))
-    encoder = retrieve.Encoder(model, vocabulary)
-    tokens = reader.ItemTokens(np.array([0, 1, 0, 1], np.int32), np.array([0, 1, 2, 2, 4]), 3)
+    encoder = Encoder(model, vocabulary)
+    tokens = ItemTokens(np.array([0, 1, 0, 1], np.int32), np.array([0, 1, 2, 2, 4]), 3)
     bags = retrieve.make_bags(np.array([True, True, True, False]), tokens)
     assert [bag.tolist() for bag in bags] == [[0, 4], [1, 5], [2], [4, 5]]
     rows = [store.Row(f"n{i}", f"text {i}", bag, vector)
@@ -238,7 +241,7 @@ def test_a_reader_sees_what_the_writer_did_at_its_next_query(built):
         writer.remove([best])
         assert beside.query(session, 3) == writer.query(session, 3)
         assert best not in ids_of(beside.query(session, 3).hits)
-        with pytest.raises(store.StoreError, match="reading only"):
+        with pytest.raises(StoreError, match="reading only"):
             beside.remove([best])
 
 
@@ -256,7 +259,7 @@ def test_a_closed_index_says_so(built):
     index.close()
     index.close()
     for ask in (lambda: index.query(["n0001"]), lambda: index.remove(["n0001"])):
-        with pytest.raises(store.StoreError, match="closed"):
+        with pytest.raises(StoreError, match="closed"):
             ask()
 
 
@@ -597,7 +600,7 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch):
     make_store(path, "ab")
     with store.Store(path, writable=True) as opened:
         opened._writes.execute("PRAGMA max_page_count = 1")  # SQLite: database or disk is full
-        with pytest.raises(store.StoreError, match="full"):
+        with pytest.raises(StoreError, match="full"):
             opened.put([row_of(f"n{i}", 1) for i in range(200)])
         assert set(contents(opened)) == {"a", "b"}
         opened._writes.execute("PRAGMA max_page_count = 100000")
@@ -608,14 +611,14 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch):
         assert set(contents(opened)) == {"a", "b", "c"}
     with store.Store(path) as opened:
         assert set(contents(opened)) == {"a", "b", "c"}
-    with pytest.raises(store.StoreError, match="cannot write .*no space"):
+    with pytest.raises(StoreError, match="cannot write .*no space"):
         store.reindex(path)
 
 
 CHANGER = """
 import json, random, sys
 import numpy as np
-import store
+from ssr.retrieval import store
 path, seed = sys.argv[1], int(sys.argv[2])
 store.SAVE_AFTER = 15  # the faiss file is written often: killing hits that too
 random.seed(seed)

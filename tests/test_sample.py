@@ -5,9 +5,10 @@ import os
 import numpy as np
 import pytest
 
-import make_sample
 import reader
-import text
+from ssr.preparation import sample as make_sample
+from ssr.preparation import text
+from ssr.training.content import load_item_tokens
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -16,7 +17,8 @@ def test_the_committed_sample_is_what_the_generator_makes(tmp_path):
     assert make_sample.main(["--output_dir", str(tmp_path)]) == 0
     for name in ("train_data/sessions.txt", "test_data/sessions.txt", "train_times/sessions.txt",
                  "test_times/sessions.txt", "vocab.txt", "items.txt", *text.TOKEN_FILES):
-        with open(os.path.join(ROOT, name), "rb") as committed, open(tmp_path / name, "rb") as made:
+        folder = "" if os.path.exists(os.path.join(ROOT, name)) else "sample"
+        with open(os.path.join(ROOT, folder, name), "rb") as committed, open(tmp_path / name, "rb") as made:
             assert committed.read() == made.read(), name
 
 
@@ -27,10 +29,10 @@ def test_headlines_carry_the_topic_and_leave_the_sessions_alone(tmp_path):
         assert headline.lower().startswith(tuple(people.split(", "))) or \
             (headline.startswith(chinese) and headline.endswith(matter)), (topic, headline)
     assert sum(not headline.isascii() for headline in headlines) == 40
-    with open(os.path.join(ROOT, "items.txt"), encoding="utf-8") as f:
+    with open(os.path.join(ROOT, "sample", "items.txt"), encoding="utf-8") as f:
         assert [line.rstrip("\n").split("\t")[1] for line in f] == headlines
-    tokens = reader.load_item_tokens(os.path.join(ROOT, "item_tokens.txt"), 500)
-    vocabulary = text.TokenVocabulary.load(os.path.join(ROOT, "tokens.txt"))
+    tokens = load_item_tokens(os.path.join(ROOT, "sample", "item_tokens.txt"), 500)
+    vocabulary = text.TokenVocabulary.load(os.path.join(ROOT, "sample", "tokens.txt"))
     assert tokens.num_tokens == len(vocabulary)
     for item in (0, 221, 499):
         own = tokens.tokens[tokens.offsets[item]:tokens.offsets[item + 1]]
@@ -39,11 +41,11 @@ def test_headlines_carry_the_topic_and_leave_the_sessions_alone(tmp_path):
 
 def test_times_are_those_of_the_clicks_and_rise():
     train, times = reader.load_timed_sessions(os.path.join(ROOT, "train_data"),
-                                              os.path.join(ROOT, "train_times"), 500)
+                                              os.path.join(ROOT, "sample", "train_times"), 500)
     starts = times[train.offsets[:-1]]
     assert (np.diff(starts) > 0).all() and len(times) == len(train.items)
     _, later = reader.load_timed_sessions(os.path.join(ROOT, "test_data"),
-                                          os.path.join(ROOT, "test_times"), 500)
+                                          os.path.join(ROOT, "sample", "test_times"), 500)
     assert later.min() > starts.max()
     assert later.max() - times.min() < make_sample.DAYS * 86_400 + 9000
 

@@ -15,17 +15,18 @@ import urllib.parse
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import retrieve
-import serve
-import store
 import train
-from retrieve import Index
-from stream import Scoring
+from ssr.errors import StoreError
+from ssr.news.stream import Scoring
+from ssr.retrieval.index import Index
+from ssr.service.app import Limits, make_app
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LIMITS = serve.Limits(max_body=20_000, max_session=9, max_k=50, max_batch=5)
+LIMITS = Limits(max_body=20_000, max_session=9, max_k=50, max_batch=5)
 
 
 def make_index(directory, *flags):
@@ -64,7 +65,7 @@ def index_dir(project, tmp_path):
 @pytest.fixture
 def client(index_dir):
     with Index.open(str(index_dir), writable=True) as index:
-        with TestClient(serve.make_app(index, LIMITS)) as client:
+        with TestClient(make_app(index, LIMITS)) as client:
             client.index = index
             yield client
 
@@ -91,7 +92,7 @@ def live_client(index_dir):
     """With an index that takes clicks in and ranks by their number."""
     scoring = Scoring().without("readers", "content", "transitions")
     with Index.open(str(index_dir), writable=True, scoring=scoring) as index:
-        with TestClient(serve.make_app(index, LIMITS, token="secret")) as client:
+        with TestClient(make_app(index, LIMITS, token="secret")) as client:
             client.headers["Authorization"] = "Bearer secret"
             yield client
 
@@ -294,7 +295,7 @@ def test_an_index_that_is_not_live_takes_no_clicks(client):
 
 def test_writing_takes_the_token_where_there_is_one(index_dir):
     with Index.open(str(index_dir), writable=True) as index:
-        with TestClient(serve.make_app(index, LIMITS, "секрет")) as client:
+        with TestClient(make_app(index, LIMITS, "секрет")) as client:
             id = ids_of(recommend(client, "n0015"))[0]
             for method, path, body in (("PUT", f"/items/{id}", {}), ("PUT", "/items", []),
                                        ("DELETE", f"/items/{id}", None),
@@ -428,13 +429,13 @@ def fuzzed(project, tmp_path_factory):
     """A client that a whole property shares."""
     path = shutil.copytree(project / "index", tmp_path_factory.mktemp("fuzzed") / "index")
     with Index.open(str(path), writable=True) as index:
-        with TestClient(serve.make_app(index, LIMITS)) as client:
+        with TestClient(make_app(index, LIMITS)) as client:
             yield client
 
 
 def test_a_store_that_fails_is_no_crash(client, monkeypatch):
     def full(*_):
-        raise store.StoreError("the disk is full")
+        raise StoreError("the disk is full")
     monkeypatch.setattr(client.index, "remove", full)
     assert problem_of(client.delete("/items/n0015"), 503)[1] == "the disk is full"
     assert recommend(client, "n0015")["hits"]

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 import evaluate_stream
 import reader
-import stream
-import stream_baselines
 import train
 import utils
+from ssr.errors import DataError
+from ssr.news import baselines as stream_baselines
+from ssr.news import stream
 
 DIM = 4
 SCORING = stream.Scoring(readers=1.0, content=0.5, power=(0.1, 0.2, 0.3, -0.1), followed=0.4,
@@ -370,7 +371,7 @@ def test_times_belong_to_the_clicks(tmp_path):
 def test_times_that_do_not_fit_are_refused(tmp_path, lines, message):
     write(tmp_path / "a" / "one.txt", "1 2 3", "4 1")
     write(tmp_path / "t" / "one.txt", *lines)
-    with pytest.raises(reader.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         reader.load_timed_sessions(str(tmp_path / "a"), str(tmp_path / "t"), 5)
 
 

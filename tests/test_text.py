@@ -7,9 +7,11 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-import text
+from ssr.errors import DataError
+from ssr.preparation import text
 
 BIGRAMS = text.Tokenizer("bigrams")
 # Letters of all kinds with what stands between and above them, rather than all of Unicode alike.
@@ -90,7 +92,7 @@ def test_fields_are_a_token_each():
     assert BIGRAMS.bag("", fields) == tokens
     assert BIGRAMS.bag("Ann Ann", fields) == ["ann", *tokens]
     for name in ("", " ", "a:b"):
-        with pytest.raises(text.DataError, match="name of a field"):
+        with pytest.raises(DataError, match="name of a field"):
             BIGRAMS.bag("", {name: "x"})
 
 
@@ -117,9 +119,9 @@ def test_jieba_is_taken_where_it_is_installed(fake_jieba):
 
 def test_bigrams_where_it_is_not(no_jieba):
     assert text.chinese_cutter() == "bigrams" == text.Tokenizer().cutter
-    with pytest.raises(text.DataError, match="pip install jieba"):
+    with pytest.raises(DataError, match="pip install jieba"):
         text.Tokenizer("jieba")
-    with pytest.raises(text.DataError, match="'knife'"):
+    with pytest.raises(DataError, match="'knife'"):
         text.Tokenizer("knife")
 
 
@@ -128,15 +130,15 @@ def test_a_vocabulary_is_cut_as_it_was_made(tmp_path, fake_jieba, monkeypatch):
         return text.TokenVocabulary.load(str(tmp_path / "tokens.txt"), *cutter)
 
     (tmp_path / "tokens.txt").write_text("央行\n行下\n", encoding="utf-8")
-    with pytest.raises(text.DataError, match="tokens.json"):
+    with pytest.raises(DataError, match="tokens.json"):
         load()
     assert load("bigrams").encode("央行下调").tolist() == [0, 1]
     write_cutting(tmp_path, "jieba")
     assert load().encode("央行下调").tolist() == [0]
-    with pytest.raises(text.DataError, match="by jieba, and bigrams is asked for"):
+    with pytest.raises(DataError, match="by jieba, and bigrams is asked for"):
         load("bigrams")
     monkeypatch.setitem(sys.modules, "jieba", None)
-    with pytest.raises(text.DataError, match="pip install jieba"):
+    with pytest.raises(DataError, match="pip install jieba"):
         load()
     for content, words in [
         ("{", "damaged"), ("[]", "damaged"), ("{}", "damaged"),
@@ -144,7 +146,7 @@ def test_a_vocabulary_is_cut_as_it_was_made(tmp_path, fake_jieba, monkeypatch):
         ('{"version": 1, "chinese_cutter": "knife"}', "'knife'"),
     ]:
         (tmp_path / "tokens.json").write_text(content)
-        with pytest.raises(text.DataError, match=words):
+        with pytest.raises(DataError, match=words):
             load()
 
 
@@ -177,7 +179,7 @@ def test_errors_in_items(tmp_path, content, words):
     path = tmp_path / "items.tsv"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(text.DataError) as error:
+    with pytest.raises(DataError) as error:
         text.read_items(str(path))
     assert str(path) in str(error.value)
     assert all(word in str(error.value) for word in words), error.value
@@ -226,7 +228,7 @@ def test_errors_in_tokens(tmp_path, content, words):
     if content is not None:
         path.write_bytes(content)
     write_cutting(tmp_path, "bigrams")
-    with pytest.raises(text.DataError) as error:
+    with pytest.raises(DataError) as error:
         text.TokenVocabulary.load(str(path))
     assert str(path) in str(error.value)
     assert all(word in str(error.value) for word in words), error.value

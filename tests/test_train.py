@@ -11,12 +11,14 @@ import numpy as np
 import paddle
 import pytest
 
-import evaluation
 import infer
 import plot_metrics
 import reader
 import train
 import utils
+from ssr.errors import SetupError
+from ssr.files import write_atomically
+from ssr.retrieval import evaluation
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--embedding_dim", "8", "--hidden_size", "8"]
@@ -499,7 +501,7 @@ def test_use_cuda_with_a_cpu_build_says_what_to_install(in_sample, script):
 def test_a_gpu_build_without_a_gpu_says_so(monkeypatch):
     monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
     monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 0)
-    with pytest.raises(utils.SetupError, match="no GPU is visible"):
+    with pytest.raises(SetupError, match="no GPU is visible"):
         utils.set_device(1)
 
 
@@ -510,7 +512,7 @@ def test_versions(monkeypatch, version, ok):
     if ok:
         utils.check_version()
     else:
-        with pytest.raises(utils.SetupError, match="too old"):
+        with pytest.raises(SetupError, match="too old"):
             utils.check_version()
 
 
@@ -522,6 +524,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         with open(name, "w") as f:
             f.write("half")
         raise OSError(28, "No space left on device")
-    with pytest.raises(utils.SetupError, match="No space left"):
-        utils.write_atomically(str(path), fail)
+    with pytest.raises(SetupError, match="No space left"):
+        write_atomically(str(path), fail)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]

@@ -12,11 +12,11 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-import paddle
 from tqdm import tqdm
 
 import utils
 from nets import SequenceSemanticRetrieval
+from ssr.runtime import paddle
 
 SCORES_AT_A_TIME = 1 << 22  # 16 MB: the scores of a batch are computed over this many pairs
 CLICKS_AT_A_TIME = 1 << 14  # sessions are encoded, and items, in groups of about this size
@@ -35,7 +35,7 @@ class Items:
     """The items of a model.
 
     model: SequenceSemanticRetrieval
-    content: reader.ItemContent, None for a model whose items are their ids
+    content: ItemContent, None for a model whose items are their ids
     has_vector: <bool>[V], for which items there is a vector: those that were clicked in training
         or have content
     clicked: <bool>[V], which items were clicked in training

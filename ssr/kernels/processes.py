@@ -24,8 +24,10 @@ import tempfile
 import time
 
 import numpy as np
-import paddle
-import paddle.distributed as dist
+
+from ssr.runtime import paddle
+
+dist = paddle.distributed
 
 STOP_SECONDS = 5  # what a worker gets to end after TERM, before KILL
 LOCAL = "SSR_LOCAL_WORKERS"  # file descriptors of SharedMemoryGroup: memory, then sockets

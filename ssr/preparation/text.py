@@ -29,6 +29,9 @@ from typing import Iterable, Mapping, NamedTuple
 
 import numpy as np
 
+from ssr.errors import DataError
+from ssr.files import numbered_lines, shown_name
+
 VERSION = 1  # of the rules below: other rules, other words, and a vocabulary of other ids
 CUTTERS = ("jieba", "bigrams")
 
@@ -45,10 +48,6 @@ _WITHOUT_SPACES = [  # blocks, each cut by itself: a change of script is the end
     range(0x3040, 0x30A0),  # Hiragana
     [*range(0x30A0, 0x3100), *range(0x31F0, 0x3200)],  # Katakana
 ]
-
-
-class DataError(ValueError):
-    """A fault in the user's data; its message says in which file and line, and what to do."""
 
 
 class ItemText(NamedTuple):
@@ -234,27 +233,6 @@ def read_items(path) -> dict[str, ItemText]:
             fields.setdefault(name, []).append(value)
         items[raw] = ItemText(columns[0] if columns else "", fields)
     return items
-
-
-def numbered_lines(path, what):
-    """(number, line without its end) of each line of UTF-8 text, of standard input for "-".
-    Raises DataError."""
-    source, path = 0 if path == "-" else path, shown_name(path)
-    try:
-        with open(source, "rb", closefd=source != 0) as f:
-            for line, raw in enumerate(f, 1):
-                try:
-                    text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise DataError(f"{path}, line {line}: not UTF-8 ({error.reason}): convert "
-                                    "the file") from error
-                yield line, text.rstrip("\r\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; {what}") from error
-
-
-def shown_name(path):
-    return "standard input" if path == "-" else path
 
 
 class ItemBags(NamedTuple):

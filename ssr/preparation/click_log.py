@@ -17,6 +17,8 @@ from typing import NamedTuple, Optional
 
 import polars as pl
 
+from ssr.errors import DataError
+
 YOOCHOOSE_COLUMNS = ("session", "timestamp", "item", "category")
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 MAX_SECONDS = 1e11  # the year 5138; taken as milliseconds it is 1973
@@ -25,10 +27,6 @@ ISO_FORMATS = [
     for between in "T "
     for rest in (":%S%.fZ", ":%S%.f%#z", ":%S%.f", "%#z", "")
 ] + ["%Y-%m-%d"]
-
-
-class DataError(ValueError):
-    """A fault in the user's data; its message says in which file and line, and what to do."""
 
 
 class Log(NamedTuple):

@@ -32,6 +32,8 @@ from typing import NamedTuple, Optional
 import faiss
 import numpy as np
 
+from ssr.errors import StoreError
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -55,10 +57,6 @@ CREATE INDEX items_change ON items (change);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
 LIVE = "removed = 0 AND vector IS NOT NULL"
-
-
-class StoreError(RuntimeError):
-    """An index that cannot be used as asked; its message says which, why and what to do."""
 
 
 class Row(NamedTuple):

@@ -16,7 +16,7 @@ import sys
 
 import numpy as np
 
-import text
+from ssr.preparation import text
 
 # What the articles of each topic are about: topic, who, what; who and what once more in Chinese.
 TOPICS = [line.split("|") for line in """

@@ -21,7 +21,8 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-import stream
+from ssr.errors import StoreError
+from ssr.news import stream
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,6 @@ CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
 
 
-class LogError(RuntimeError):
-    """A log of clicks that cannot be used; its message says which, why and what to do."""
-
-
 class Click(NamedTuple):
     """A reader clicked. session: of any kind, None if it is not known; item: the raw id; time:
     seconds since 1970"""
@@ -61,7 +58,7 @@ class ClickLog:
     """Clicks on the disk. append returns at once; a thread commits."""
 
     def __init__(self, path, writable):
-        """Raises LogError. A log that is only read may not be there yet."""
+        """Raises StoreError. A log that is only read may not be there yet."""
         self.path = path
         self._buffer = []
         self._buffering, self._using = threading.Lock(), threading.Lock()
@@ -90,7 +87,7 @@ class ClickLog:
         try:
             yield
         except sqlite3.Error as error:
-            raise LogError(f"cannot use {self.path}: {error}; without it the index works, and "
+            raise StoreError(f"cannot use {self.path}: {error}; without it the index works, and "
                            "knows of no clicks: move it away") from error
 
     def append(self, click, user, published=False):
@@ -103,11 +100,11 @@ class ClickLog:
         while not self._done.wait(FLUSH_EVERY):
             try:
                 self.flush()
-            except LogError as error:
+            except StoreError as error:
                 logger.error("%s", error)
 
     def flush(self):
-        """All that was appended is on the disk when it returns. Raises LogError."""
+        """All that was appended is on the disk when it returns. Raises StoreError."""
         with self._using, self._told():
             with self._buffering:
                 rows, self._buffer = self._buffer, []

@@ -1,0 +1,155 @@
+"""What the commands share: flags that know whether they were given, errors of one line, Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+
+from ssr.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that knows which flags were given.
+
+        parser = Parser("what the command does")
+        parser.add_argument("--epochs", type=int, default=10, help="number of epochs")
+        args = parser.parse()
+        args.epochs, args.given      # 10, {}
+
+    The help shows the defaults. A usage error is one line.
+    """
+
+    def __init__(self, description=None, **options):
+        self.defaults = {}  # by destination
+        super().__init__(description=description, **options)
+
+    def add_argument(self, *names, default=None, help=None, **options):
+        """As of ArgumentParser; in a help text %% stands for a percent sign."""
+        if options.get("action") == "store_true":
+            default = False
+        elif help and default not in (None, [], ""):
+            shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
+            help += f" (default: {str(shown).replace('%', '%%')})"
+        action = super().add_argument(*names, default=argparse.SUPPRESS, help=help, **options)
+        if action.dest != "help":
+            self.defaults[action.dest] = default
+            if action.type is data_path and default is not None:
+                self.defaults[action.dest] = data_path(default)
+        return action
+
+    def add_argument_group(self, *args, **options):
+        raise NotImplementedError("groups would bypass add_argument")
+
+    def add_subparsers(self, **options):
+        """As of ArgumentParser. Every command's parser must be made by add_command."""
+        self.subparsers = super().add_subparsers(**options)
+        return self.subparsers
+
+    def add_command(self, name, run, help):
+        """The parser of a command of this one. run: called with the args"""
+        command = self.subparsers.add_parser(name, help=help, description=help)
+        command.set_defaults(run=run, command_parser=command)
+        return command
+
+    def parse(self, argv=None):
+        """The flags: those that were given, the defaults of the others, and `given`, a dict of the
+        former alone."""
+        given = vars(self.parse_args(argv))
+        parser = given.pop("command_parser", self)
+        run = {"run": given.pop("run")} if "run" in given else {}
+        defaults = {**self.defaults, **parser.defaults}
+        return argparse.Namespace(**{**defaults, **given}, **run, given=given)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} -h\n")
+
+
+def number(kind, low, high=float("inf")):
+    """An argparse type: a number of the given kind (int, float) in low..high."""
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+    parse.__name__ = f"{kind.__name__} of {low} or more" if high == float("inf") else \
+        f"{kind.__name__} from {low} to {high}"
+    return parse
+
+
+def data_path(path):
+    """An argparse type: a path. What the sample holds beside its sessions has moved to sample/ and
+    is found by its old name as well."""
+    moved = os.path.join("sample", path)
+    return moved if os.path.exists(moved) and not os.path.exists(path) else path
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def run(main):
+    """Runs main() as a command and returns its exit code. A UserError is one line on standard error
+    and 1, Ctrl-C one line and 130."""
+    name = os.path.basename(sys.argv[0])
+    interrupts = []
+
+    def interrupt(number, frame):
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = _on_interrupt(interrupt)
+    try:
+        code = main()
+        if not interrupts:  # else it was swallowed by a callback from C++
+            return code
+    except UserError as error:
+        if not interrupts:
+            print(f"{name}: error: {error}", file=sys.stderr)
+            return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no complaint at exit
+        return 1
+    except BaseException as error:
+        # What a KeyboardInterrupt becomes on its way through Paddle's C++ is anybody's guess.
+        if not interrupts and not isinstance(error, KeyboardInterrupt):
+            raise
+    finally:
+        _on_interrupt(before)
+    print(f"{name}: interrupted", file=sys.stderr)
+    return 130
+
+
+def _on_interrupt(handler):
+    """Sets the handler of SIGINT and returns the one before; does nothing outside of the main
+    thread, or where SIGINT is ignored."""
+    if handler is None or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        return None
+    try:
+        return signal.signal(signal.SIGINT, handler)
+    except ValueError:  # not the main thread
+        return None
+
+
+def _say_interrupted(kind, error, trace, otherwise=sys.excepthook):
+    """Ctrl-C while modules are still being loaded: one line as well."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr)
+    else:
+        otherwise(kind, error, trace)
+
+
+sys.excepthook = _say_interrupted  # of a process that nothing else tells what to do
+
+
+def setup_logging():
+    """The lines of the retired scripts' logger, on standard error."""
+    logging.basicConfig(format="%(asctime)s - %(levelname)s - %(message)s", level=logging.INFO,
+                        force=True)  # Paddle has set up the root logger already
+
+
+def be_quiet():
+    """Nothing but errors from here on: another process says the same."""
+    logging.getLogger().setLevel(logging.ERROR)
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")

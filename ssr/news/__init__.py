@@ -1,0 +1,1 @@
+"""A score for news as they happen, and its replay."""

@@ -1,0 +1,1 @@
+"""The encoder of sessions and items, ranking, the index and its live clicks."""

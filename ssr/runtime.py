@@ -1,0 +1,85 @@
+"""Paddle, loaded the way this package needs it.
+
+    from ssr.runtime import paddle
+
+is how every module gets Paddle; none imports it by itself. The first one to ask makes it so that
+the process is set up before Paddle is loaded, whatever was imported earlier and in which order.
+Importing this module alone does nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import warnings
+import zlib  # noqa: F401  before Paddle: libpaddle 2.6.2 shadows zlib's symbols and breaks gzip
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def __getattr__(name):
+    if name != "paddle":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if "paddle" not in globals():
+        globals()["paddle"] = _load_paddle()
+    return globals()["paddle"]
+
+
+def before_paddle(**variables):
+    """Sets environment variables that Paddle reads when it is loaded; what the user has set stays.
+    In a process that has loaded it already they have no effect."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _load_paddle():
+    single_thread = not any(name in os.environ for name in THREADS)
+    _set_environment()
+    _keep_freed_memory()
+    _silence_libraries()
+    import numpy  # noqa: F401  before Paddle, as zlib
+    import paddle
+
+    if single_thread:
+        # The environment is too late for a numpy that was loaded before.
+        import threadpoolctl
+
+        threadpoolctl.threadpool_limits(1, user_api="blas")
+    # Paddle's handler of TERM prints a stack trace, in which a process can hang instead of ending.
+    paddle.disable_signal_handler()
+    return paddle
+
+
+def _set_environment():
+    """What makes this model fast on a CPU; a value that the user has set stays."""
+    # A step is many small operations: a second thread costs more than it brings. More cores are
+    # for more processes.
+    for name in THREADS:
+        os.environ.setdefault(name, "1")
+    # Paddle carries an MKL of 2019, which takes its slowest path on AMD unless told otherwise.
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            if "AuthenticAMD" in f.read(4096):
+                os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    except OSError:
+        pass
+
+
+def _keep_freed_memory():
+    """Tells glibc not to hand large blocks back to the kernel after each operation, which would
+    fault every page of them in again at the next."""
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return  # not glibc
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, 1 << 30)
+
+
+def _silence_libraries():
+    """What libraries say of themselves when they are loaded is not for the user. Paddle 3 opens the
+    root logger to it."""
+    warnings.filterwarnings("ignore", message="No ccache found")
+    logging.getLogger("faiss").setLevel(logging.WARNING)

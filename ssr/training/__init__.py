@@ -1,0 +1,1 @@
+"""Training beyond the pairwise hinge: recipes, losses, items by content, resuming."""

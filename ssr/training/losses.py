@@ -1,0 +1,64 @@
+"""Losses beyond the pairwise hinge."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nets import mean_of
+from ssr.runtime import paddle
+
+nn, F = paddle.nn, paddle.nn.functional
+
+
+class SampledSoftmaxLoss(nn.Layer):
+    """Cross-entropy of the target among shared candidates, corrected for how these were drawn.
+
+    A candidate j that is there with probability pi_j stands for 1 / pi_j items like it, so the sum
+    over candidates of exp(scale * cos) / pi_j has the sum over all items as its expectation: log
+    pi_j is taken off the logit (the logQ correction; Bengio and Senecal, 2008; Jean et al., 2015).
+    The targets of a row's own session are among the candidates for certain, so they have pi = 1.
+    """
+
+    def __init__(self, scale=16.0):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, towers, batch):
+        """towers: what a model makes of a batch with shared candidates (reader.Batch)
+
+        returns (losses, probability that the softmax gives to the target), <float32>[targets]
+        each, the mean over the members
+        """
+        place = np.searchsorted(batch.candidates, batch.positive)
+        per_session = batch.lengths if batch.every_prefix else np.ones_like(batch.lengths)
+        certain = own_session(per_session, place)
+        undo = paddle.to_tensor(certain), paddle.to_tensor(batch.log_inclusion[certain[:, 1]])
+        place = paddle.to_tensor(place[:, None])
+        # The correction is one more column of the product: no pass over all logits of its own.
+        ones = paddle.ones([len(place), 1])
+        correction = paddle.to_tensor(-batch.log_inclusion[:, None])
+        return mean_of([self._cross_entropy(paddle.concat([users * self.scale, ones], axis=1),
+                                            paddle.concat([items, correction], axis=1), place, undo)
+                        for users, items in towers])
+
+    @staticmethod
+    def _cross_entropy(users, items, place, undo):
+        logits = paddle.scatter_nd_add(paddle.matmul(users, items, transpose_y=True), *undo)
+        losses = F.cross_entropy(logits, place, reduction="none").squeeze(-1)
+        return losses, paddle.exp(-losses.detach())
+
+
+def own_session(lengths, place):
+    """For each target, the targets of its session, itself among them, each item once.
+
+    lengths: numpy <int64>[batch], targets per session; place: numpy <int64>[targets], where the
+    targets are among the candidates
+    returns <int64>[n, 2], ascending: target number i has the candidate j
+    """
+    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    count = np.repeat(lengths, lengths)
+    row = np.repeat(np.arange(len(place)), count)
+    within = np.arange(len(row)) - (np.cumsum(count) - count)[row]
+    width = place.max() + 1
+    pairs = np.unique(row * width + place[first[row] + within])
+    return np.stack(np.divmod(pairs, width), axis=1)
