@@ -1,8 +1,9 @@
-"""Reading and writing files so that a fault is told in one line and nothing is left half-written."""
+"""Reading and writing files: a fault is told in one line, and nothing is left half-written."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 
@@ -76,3 +77,15 @@ def numbered_lines(path, what):
 def shown_name(path):
     """A path as messages show it."""
     return "standard input" if path == "-" else path
+
+
+def items_digest(path):
+    """The SHA-256 of the raw ids in a file whose line i begins with the raw id of item i, before a
+    tab: 64 hexadecimal digits, None where there is no such file. Texts may change, the order of the
+    items may not. Raises DataError."""
+    if not os.path.exists(path):
+        return None
+    digest = hashlib.sha256()
+    for _, line in numbered_lines(path, "line i begins with the raw id of item i"):
+        digest.update(line.split("\t", 1)[0].encode() + b"\n")
+    return digest.hexdigest()
