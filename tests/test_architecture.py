@@ -25,8 +25,8 @@ ARROWS = {
     "ssr.preparation": {"foundations", "ssr.preparation.text"},
     "ssr.preparation.text": {"foundations"},
     "ssr.news": {"foundations"},  # numpy alone
-    "ssr.retrieval": {"foundations", "ssr.runtime", "ssr.kernels", "core", "ssr.training", "ssr.news",
-                      "ssr.preparation.text"},
+    "ssr.retrieval": {"foundations", "ssr.runtime", "ssr.kernels", "core", "ssr.training",
+                      "ssr.news", "ssr.preparation.text"},
     "ssr.news.replay": {"foundations", "ssr.news", "ssr.retrieval"},
     "ssr.service": {"foundations", "ssr.retrieval"},
     "ssr.cluster": {"foundations", "ssr.runtime", "ssr.kernels", "core", "ssr.training"},
@@ -34,7 +34,7 @@ ARROWS = {
 
 
 def room_of(module):
-    """The room of a module of ours, "a command" for a script at the top, None for anybody else's."""
+    """The room of a module of ours, "a command" for a script at the top, None for other modules."""
     if module in COMMANDS:
         return "a command"
     if module in CORE:
@@ -49,13 +49,14 @@ def room_of(module):
 def imports_of(path, module):
     """Yields line, name of each module that a file imports, inside of functions too."""
     package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
+    parts = package.split(".")
     with open(path, encoding="utf-8") as f:
         tree = ast.parse(f.read(), path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, name.name) for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[:len(package.split(".")) - node.level + 1] if node.level else []
+            above = parts[:len(parts) - node.level + 1] if node.level else []
             source = ".".join([*above, *filter(None, [node.module])])
             for name in node.names:  # a name may be a module of the package or something in it
                 inner = f"{source}.{name.name}"
@@ -134,9 +135,9 @@ def test_importing_the_package_does_nothing_to_the_process():
     run("""if True:
         import logging, os, signal, sys
         def state():
-            return (dict(os.environ), [signal.getsignal(s) for s in signal.valid_signals()], sys.excepthook,
-                    sys.path[:], sys.warnoptions[:], logging.getLogger().handlers[:],
-                    logging.getLogger().level)
+            return (dict(os.environ), [signal.getsignal(s) for s in signal.valid_signals()],
+                    sys.excepthook, sys.path[:], sys.warnoptions[:],
+                    logging.getLogger().handlers[:], logging.getLogger().level)
         before = state()
         import ssr
         assert state() == before
