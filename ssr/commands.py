@@ -152,4 +152,4 @@ def setup_logging():
 def be_quiet():
     """Nothing but errors from here on: another process says the same."""
     logging.getLogger().setLevel(logging.ERROR)
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  it stays open

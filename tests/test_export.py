@@ -9,6 +9,7 @@ import pytest
 
 import export
 import nets
+from ssr.kernels import static
 import train
 from ssr.errors import SetupError
 from ssr.retrieval import export as towers
@@ -43,7 +44,7 @@ def test_padding_does_not_matter(tmp_path):
     bags = [np.array([1, 20]), np.array([4]), np.array([21, 22, 7])]
     for clicks, tokens in ((3, 3), (9, 5)):
         rows = towers.pad([towers.pad(bags, tokens)], clicks)
-        found = model.padded_user(paddle.to_tensor(rows))
+        found = static.user_vectors(model, paddle.to_tensor(rows))
         expected = model.encode_user(model.embed(*towers.end_to_end(bags)), np.array([3]))
         np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-6)
 

@@ -6,7 +6,7 @@ import pytest
 
 import nets
 import reader
-from ssr.kernels.gru import time_major
+from ssr.kernels.gru import gru_states, padded_gru, time_major
 from ssr.training.losses import SampledSoftmaxLoss, own_session
 
 
@@ -85,9 +85,9 @@ def test_packed_gru_is_paddles_gru(lengths):
     weights = [paddle.to_tensor(random.normal(size=(lengths.sum(), 5)).astype(np.float32))
                for _ in range(2)]
     results = []
-    for run in (encoder._packed, encoder._padded):
+    for states in (gru_states, padded_gru):
         x = paddle.to_tensor(data, stop_gradient=False)
-        state, top = run(x, lengths)
+        state, top = states(encoder.gru, x, lengths)
         (paddle.sum(state * weights[0]) + paddle.sum(top * weights[1])).backward()
         gradients = [p.grad.numpy() for p in encoder.parameters()] + [x.grad.numpy()]
         results.append([state.numpy(), top.numpy()] + gradients)

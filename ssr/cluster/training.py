@@ -39,6 +39,7 @@ import train  # noqa: E402
 import utils
 from nets import PairwiseHingeLoss, SequenceSemanticRetrieval  # noqa: E402
 from ssr.errors import SetupError
+from ssr.kernels.static import pair_cosines
 from ssr.runtime import paddle
 
 logger = logging.getLogger("cluster_train")
@@ -308,7 +309,8 @@ class Cluster:
             fleet.init(role, is_collective=False, strategy=strategy)
             model = SequenceSemanticRetrieval(
                 vocab_size, **{name: getattr(args, name) for name in train.MODEL_FLAGS})
-            pos, neg = model.padded(paddle.static.data("clicks", [None, None], "int64"),
+            pos, neg = pair_cosines(
+                model, paddle.static.data("clicks", [None, None], "int64"),
                                     *(paddle.static.data(name, [None], "int64")
                                       for name in ("lengths", "positive", "negative")))
             loss = paddle.mean(PairwiseHingeLoss().pair(pos, neg))

@@ -1,4 +1,9 @@
-"""The GRU of the user tower on a CPU: packed, without padding, with the running maximum."""
+"""The GRU of the user tower over sequences that lie end to end, and its running maximum.
+
+On a CPU it is computed packed: a step works on the sequences that still run, and on no padding
+(PackedGRU). On a GPU it is Paddle's own, fused one, over padded sequences. Both are the same
+function of the same parameters.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,32 @@ import numpy as np
 from ssr.runtime import paddle
 
 PyLayer = paddle.autograd.PyLayer
+
+
+def gru_states(gru, emb, lengths):
+    """The state after each click, and the maximum of the states of its sequence up to it.
+
+    gru: paddle.nn.GRU of one layer; emb: <float32>[clicks, dim], sequences end to end
+    lengths: numpy <int64>[batch], each at least 1
+    returns <float32>[clicks, hidden] twice, in the order of emb
+    """
+    if emb.place.is_cpu_place():
+        return PackedGRU.apply(emb, gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0,
+                               gru.bias_hh_l0, lengths)
+    return padded_gru(gru, emb, lengths)
+
+
+def padded_gru(gru, emb, lengths):
+    """As gru_states, by Paddle's operator."""
+    batch, time = len(lengths), int(lengths.max())
+    starts = np.cumsum(lengths) - lengths
+    # Padding repeats the last click; it comes after all that is looked at.
+    step = np.minimum(np.arange(time), lengths[:, None] - 1)
+    padded = paddle.gather(emb, paddle.to_tensor((starts[:, None] + step).ravel()))
+    states, _ = gru(padded.reshape([batch, time, -1]), sequence_length=paddle.to_tensor(lengths))
+    top, _ = paddle.cummax(states, axis=1)
+    valid = paddle.to_tensor(np.flatnonzero(np.arange(time) < lengths[:, None]))
+    return tuple(paddle.gather(t.reshape([batch * time, -1]), valid) for t in (states, top))
 
 
 def time_major(lengths):

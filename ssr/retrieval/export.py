@@ -24,6 +24,7 @@ import tempfile
 import numpy as np
 
 from ssr.errors import SetupError
+from ssr.kernels import static
 from ssr.runtime import paddle
 
 nn = paddle.nn
@@ -37,7 +38,7 @@ PROBES = 64  # sessions, and items, that are compared
 class Tower(nn.Layer):
     """One tower of a model, as paddle.jit.save wants it: a layer whose forward is what is saved.
 
-    model: nets.SequenceSemanticRetrieval; encode: name of its method
+    model: nets.SequenceSemanticRetrieval; encode: of ssr.kernels.static
     """
 
     def __init__(self, model, encode):
@@ -45,14 +46,14 @@ class Tower(nn.Layer):
         self.model, self.encode = model, encode
 
     def forward(self, rows):
-        return getattr(self.model, self.encode)(rows)
+        return self.encode(self.model, rows)
 
 
 def save_towers(model, directory):
     """Writes user.* and item.* to a directory."""
     for name, dims in (("user", 3), ("item", 2)):
         rows = paddle.static.InputSpec([None] * dims, "int64", "rows")
-        paddle.jit.save(Tower(model, f"padded_{name}"), os.path.join(directory, name),
+        paddle.jit.save(Tower(model, getattr(static, f"{name}_vectors")), os.path.join(directory, name),
                         input_spec=[rows])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nets import mean_of
+from nets import mean_over_members
 from ssr.runtime import paddle
 
 nn, F = paddle.nn, paddle.nn.functional
@@ -37,9 +37,10 @@ class SampledSoftmaxLoss(nn.Layer):
         # The correction is one more column of the product: no pass over all logits of its own.
         ones = paddle.ones([len(place), 1])
         correction = paddle.to_tensor(-batch.log_inclusion[:, None])
-        return mean_of([self._cross_entropy(paddle.concat([users * self.scale, ones], axis=1),
-                                            paddle.concat([items, correction], axis=1), place, undo)
-                        for users, items in towers])
+        return mean_over_members([
+            self._cross_entropy(paddle.concat([users * self.scale, ones], axis=1),
+                                paddle.concat([items, correction], axis=1), place, undo)
+            for users, items in towers])
 
     @staticmethod
     def _cross_entropy(users, items, place, undo):
