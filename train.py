@@ -39,6 +39,7 @@ from ssr.retrieval import evaluation
 from ssr.runtime import paddle
 from ssr.training import content as item_content
 from ssr.training.losses import SampledSoftmaxLoss
+from ssr.training.negatives import PopularityNegatives, SharedNegatives
 
 logger = logging.getLogger("train")
 
@@ -260,9 +261,13 @@ def build_objective(args, dataset, content=None):
     """(the loss, the negatives that it needs)."""
     if args.loss == "softmax":
         return (SampledSoftmaxLoss(args.scale),
-                reader.SharedNegatives(dataset, args.targets, args.num_negatives, args.neg_alpha))
-    return PairwiseHingeLoss(), reader.PairedNegatives(dataset, args.num_negatives, args.neg_alpha,
-                                                       clicked_only=content is not None)
+                SharedNegatives(dataset, args.targets, args.num_negatives, args.neg_alpha))
+    if content is not None or args.neg_alpha:
+        # Being a negative teaches an item's content: one without a click is never drawn.
+        negatives = PopularityNegatives(dataset, args.num_negatives, args.neg_alpha)
+    else:
+        negatives = reader.UniformNegatives(dataset.vocab_size, args.num_negatives)
+    return PairwiseHingeLoss(), negatives
 
 
 def restore(model, optimizer, source):

@@ -18,6 +18,7 @@ from ssr.retrieval import evaluation
 from ssr.retrieval.index import Index, Item
 from ssr.training.content import ItemContent, ItemTokens, load_item_tokens
 from ssr.training.losses import SampledSoftmaxLoss
+from ssr.training.negatives import SharedNegatives
 
 FLAGS = ("--embedding_dim", "16", "--hidden_size", "16", "--epochs", "2", "--item_tokens",
          "item_tokens.txt")
@@ -77,7 +78,7 @@ def test_towers_take_each_item_as_the_sum_of_its_rows(item_encoder):
 
 def test_gradients_of_the_rows_are_those_of_finite_differences():
     model, content, dataset = make_model(item_encoder="tied"), make_content(0.5), make_dataset()
-    negatives = reader.SharedNegatives(dataset, "all", 5, 0.5)
+    negatives = SharedNegatives(dataset, "all", 5, 0.5)
     batch = next(dataset.train(4, 1, 1, negatives, "all", content=content))
     loss = SampledSoftmaxLoss(4.0)
     table = model.embedding.weight.numpy().copy()

@@ -7,7 +7,9 @@ import pytest
 import nets
 import reader
 from ssr.kernels.gru import gru_states, padded_gru, time_major
+from ssr.training.content import Bags
 from ssr.training.losses import SampledSoftmaxLoss, own_session
+from ssr.training.negatives import SharedNegatives
 
 
 def ragged(random, lengths, vocab_size):
@@ -198,7 +200,7 @@ def test_dropout_is_one_of_training():
 def test_an_item_is_the_sum_of_its_tokens():
     model = make_model()
     table = model.embedding.weight.numpy()
-    bags = reader.Bags.of(np.array([3, 7, 7, 5]), np.array([3, 1]))
+    bags = Bags.of(np.array([3, 7, 7, 5]), np.array([3, 1]))
     got = model.item(bags.rows, bags).numpy()
     sums = np.stack([table[3] + 2 * table[7], table[5]])
     hidden = sums @ model.members[0].item_fc.weight.numpy() + model.members[0].item_fc.bias.numpy()
@@ -237,7 +239,7 @@ def test_with_all_items_as_negatives_the_sampled_softmax_is_the_full_one():
     random = np.random.default_rng(0)
     dataset = reader.YoochooseDataset(np.arange(40, dtype=np.int32), np.array([0, 20, 40]), 40)
     batch = shared(random, LENGTHS, 40)
-    negatives = reader.SharedNegatives(dataset, "all", num=4000, alpha=0.5)
+    negatives = SharedNegatives(dataset, "all", num=4000, alpha=0.5)
     candidates, log_inclusion = negatives.candidates(random, batch.positive)
     batch = batch._replace(candidates=candidates, log_inclusion=log_inclusion)
     assert len(candidates) == 40

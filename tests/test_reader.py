@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reader
+from reader import UniformNegatives
 from ssr.errors import DataError
+from ssr.kernels import numbers
 from ssr.training.content import ItemContent, ItemTokens, load_item_tokens
+from ssr.training.negatives import PopularityNegatives, SharedNegatives
 
 
 def write(directory, **files):
@@ -43,7 +46,7 @@ def test_reads_back_what_was_written(tmp_path_factory, sessions, blank, between,
     directory = write(tmp_path_factory.mktemp("data"), one=text.encode())
     expected = [session for session in sessions if len(session) >= 2]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "BLOCK_BYTES", block)
+        patch.setattr(numbers, "BLOCK_BYTES", block)
         if not expected:
             with pytest.raises(DataError, match="no line holds two item ids"):
                 reader.load_sessions(directory, 1000)
@@ -68,7 +71,7 @@ def test_names_the_line_and_token_of_anything_else(tmp_path_factory, sessions, d
     text = b"\n".join(b" ".join(session) for session in tokens)
     directory = write(tmp_path_factory.mktemp("data"), bad=text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "BLOCK_BYTES", block)
+        patch.setattr(numbers, "BLOCK_BYTES", block)
         with pytest.raises(DataError) as error:
             reader.load_sessions(directory, 1000)
     message = str(error.value)
@@ -100,6 +103,7 @@ def test_directories_without_sessions(tmp_path, make, message):
 @pytest.mark.parametrize("content, message", [
     (None, "cannot read the vocabulary"), ("", "not a number"), ("many", "not a number"),
     ("-5", "not a number"), ("1", "at least 2"), ("2147483648", "at most"),
+    ("9" * 5000, "at most"),
     (b"\xff\xfe4\x00", "cannot read the vocabulary"),
 ])
 def test_vocabulary_errors(tmp_path, content, message):
@@ -181,7 +185,7 @@ def test_paired_negatives_are_drawn_by_clicks_and_are_never_the_target(alpha):
     clicks = dataset.item_clicks().astype(float)
     weight = np.where(clicks > 0, clicks, 0) ** alpha if alpha else np.ones(6)
     positive = np.repeat(np.arange(5), 4000)
-    negatives = reader.PairedNegatives(dataset, 3, alpha)
+    negatives = UniformNegatives(dataset.vocab_size, 3) if not alpha else PopularityNegatives(dataset, 3, alpha)
     candidates, log_inclusion = negatives.candidates(np.random.default_rng(1), positive)
     assert candidates.shape == (20000, 4) and log_inclusion is None
     assert (candidates[:, 0] == positive).all()
@@ -197,7 +201,7 @@ def test_paired_negatives_are_drawn_by_clicks_and_are_never_the_target(alpha):
 def test_shared_candidates_hold_the_targets_and_know_their_probability(targets):
     dataset = make_dataset(num_sessions=400, vocab_size=30)
     dataset.items[dataset.items > 20] %= 7  # some popular, some never clicked
-    negatives = reader.SharedNegatives(dataset, targets, num=5, alpha=0.5)
+    negatives = SharedNegatives(dataset, targets, num=5, alpha=0.5)
     seen, expected = np.zeros(30), np.zeros(30)
     steps = 0
     for epoch in range(40):
@@ -226,7 +230,7 @@ def test_a_target_after_each_click():
 @pytest.mark.parametrize("targets", ["last", "all"])
 def test_ranks_share_targets_and_shared_candidates(targets):
     dataset = make_dataset()
-    negatives = reader.SharedNegatives(dataset, targets, num=9, alpha=0.5)
+    negatives = SharedNegatives(dataset, targets, num=9, alpha=0.5)
     whole = list(dataset.train(12, 3, 2, negatives, targets))
     parts = [list(dataset.train(4, 3, 2, negatives, targets, rank=rank, world_size=3))
              for rank in range(3)]
@@ -250,11 +254,11 @@ def test_max_len_keeps_the_newest_clicks():
 
 
 def test_a_large_directory_is_cached_and_the_cache_follows_the_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "CACHE_BYTES", 1)
+    monkeypatch.setattr(numbers, "CACHE_BYTES", 1)
     directory = write(tmp_path / "d", a="1 2\n3\n", b="4 5 6\n")
     first = reader.load_sessions(directory, 10)
     with monkeypatch.context() as patch:
-        patch.setattr(reader, "_from_text", None)  # would raise if it was parsed again
+        patch.setattr(numbers, "_from_text", None)  # would raise if it was parsed again
         again = reader.load_sessions(directory, 10)
     assert isinstance(again.items, np.memmap)
     assert sessions_of(again) == sessions_of(first) and again.short == first.short == 1
@@ -265,6 +269,24 @@ def test_a_large_directory_is_cached_and_the_cache_follows_the_files(tmp_path, m
     for name in os.listdir(tmp_path / "d" / ".cache"):  # a damaged cache is made anew
         (tmp_path / "d" / ".cache" / name).write_bytes(b"x")
     assert sessions_of(reader.load_sessions(directory, 10)) == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_times_are_cached_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(numbers, "CACHE_BYTES", 1)
+    sessions = write(tmp_path / "s", a="1 2\n3\n", b="4 5 6\n")
+    times = write(tmp_path / "t", a="10 20\n5\n", b="1 1 3000000000\n")
+    first = reader.load_timed_sessions(sessions, times, 10)[1]
+    monkeypatch.setattr(numbers, "_from_text", None)  # would raise if it was parsed again
+    again = reader.load_timed_sessions(sessions, times, 10)[1]
+    assert first.tolist() == again.tolist() == [10, 20, 1, 1, 3_000_000_000]
+
+
+@pytest.mark.parametrize("token", ["1_000", "+5", "-5", "1.5", "9" * 19, "9" * 5000])
+def test_a_time_is_a_plain_number(tmp_path, token):
+    sessions = write(tmp_path / "s", a="1 2\n3 4\n")
+    times = write(tmp_path / "t", a=f"10 20\n5 {token}\n")
+    with pytest.raises(DataError, match="a.txt, line 2: .*time"):
+        reader.load_timed_sessions(sessions, times, 10)
 
 
 def test_ragged_arange():
@@ -284,7 +306,7 @@ def test_item_tokens_come_back(tmp_path_factory, bags, newline, block):
     path = tmp_path_factory.mktemp("tokens") / "item_tokens.txt"
     path.write_bytes("".join(" ".join(map(str, bag)) + newline for bag in bags).encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "BLOCK_BYTES", block)
+        patch.setattr(numbers, "BLOCK_BYTES", block)
         tokens = load_item_tokens(str(path), len(bags))
     assert tokens.tokens.dtype == np.int32 and tokens.offsets.dtype == np.int64
     assert tokens.num_tokens == max(map(max, filter(None, bags))) + 1
@@ -344,7 +366,7 @@ def test_ranks_know_the_rows_of_all(targets):
     dataset = make_dataset()
     content = make_content([[item % 7, 7 + item % 3][:item % 3] for item in range(50)],
                            dataset.item_clicks() > 0, 10, id_dropout=0.5)
-    negatives = reader.PairedNegatives(dataset, clicked_only=True)
+    negatives = PopularityNegatives(dataset)
     whole = dataset.train(12, 3, 2, negatives, targets, None, content)
     parts = [list(dataset.train(4, 3, 2, negatives, targets, None, content, rank, 3))
              for rank in range(3)]
@@ -361,21 +383,21 @@ def test_ranks_know_the_rows_of_all(targets):
 def test_an_unclicked_item_is_no_negative_where_items_have_content():
     dataset = make_dataset(vocab_size=80)
     dataset.items = dataset.items % 40
-    negatives = reader.PairedNegatives(dataset, 5, clicked_only=True)
+    negatives = PopularityNegatives(dataset, 5)
     drawn = np.concatenate([batch.candidates.ravel() for batch in
                             dataset.train(20, 0, 1, negatives)])
     assert drawn.max() < 40
     drawn = np.concatenate([batch.candidates.ravel() for batch in
-                            dataset.train(20, 0, 1, reader.PairedNegatives(dataset, 5))])
+                            dataset.train(20, 0, 1, UniformNegatives(dataset.vocab_size, 5))])
     assert drawn.max() >= 40
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"1 2\n\n3 x4\n", ["line 3", "'x4' is no token id"]),
-    (b"1 2\n-1\n3\n", ["line 2", "'-1' is no token id"]),
+    (b"1 2\n\n3 x4\n", ["line 3", "'x4' is not a token id"]),
+    (b"1 2\n-1\n3\n", ["line 2", "'-1' is not a token id"]),
     (b"1 2\n\n3 10\n", ["line 3", "token id 10 is not below the number of tokens, 10"]),
     (b"1 2\n" + b"7" * 5000 + b"\n3\n", ["line 2", "token id 777", "10"]),
-    (b"1\n\xff\n3\n", ["line 2", "no token id"]),
+    (b"1\n\xff\n3\n", ["line 2", "not UTF-8"]),
     (b"1 2\n3\n", ["holds 2 lines", "3 items"]),
     (b"1\n2\n3\n\n", ["holds 4 lines", "3 items"]),
     (b"\n\n\n", ["no item has a token"]),

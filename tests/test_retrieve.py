@@ -27,7 +27,7 @@ from ssr.preparation import text
 from ssr.retrieval import evaluation, store
 from ssr.retrieval.encoder import freeze
 from ssr.retrieval.index import Encoder, Index, Item
-from ssr.training.content import ItemTokens
+from ssr.training.content import Bags, ItemTokens
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -220,7 +220,7 @@ def test_fresh_items_get_their_vector_from_their_content(with_content):
     hits = {hit.id: hit.score for hit in index.query(["n2"], 10, exclude_session=False).hits}
     assert sorted(hits) == ["fresh", "n0", "n1", "n2", "n3"]
     user = model.user(np.array([2]), np.array([1]))
-    item = model.item(np.array([4, 5, 6]), reader.Bags.of(np.array([4, 5, 6]), np.array([3])))
+    item = model.item(np.array([4, 5, 6]), Bags.of(np.array([4, 5, 6]), np.array([3])))
     assert hits["fresh"] == pytest.approx(float((user * item).sum()), abs=1e-5)
     assert index.query(["fresh", "empty"], 1).skipped == 1
     # A trained item keeps its own row when its content changes.

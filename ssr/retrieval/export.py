@@ -26,10 +26,10 @@ import numpy as np
 from ssr.errors import SetupError
 from ssr.kernels import static
 from ssr.runtime import paddle
+from ssr.training.content import Bags
 
 nn = paddle.nn
 
-import reader
 
 TOLERANCE = 1e-5  # the largest difference from the model that rounding explains
 PROBES = 64  # sessions, and items, that are compared
@@ -100,8 +100,8 @@ def compare(model, directory):
 
 
 def end_to_end(bags):
-    """(rows, reader.Bags) of bags, as the model takes them."""
-    made = reader.Bags.of(np.concatenate(bags), np.array([len(bag) for bag in bags]))
+    """(rows, Bags) of bags, as the model takes them."""
+    made = Bags.of(np.concatenate(bags), np.array([len(bag) for bag in bags]))
     return made.rows, made
 
 

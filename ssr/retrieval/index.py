@@ -36,13 +36,13 @@ from typing import Mapping, NamedTuple
 
 import numpy as np
 
-import reader
 import utils
 from ssr.errors import DataError, StoreError
 from ssr.news import stream
 from ssr.preparation import text
 from ssr.retrieval import evaluation, live, store
 from ssr.retrieval.encoder import freeze
+from ssr.training.content import Bags
 
 logger = logging.getLogger("retrieve")
 
@@ -145,7 +145,7 @@ class Encoder:
         rows = np.concatenate(bags).astype(np.int64)
         if lengths.max() == 1:
             return self.model.embed(rows)
-        bags = reader.Bags.of(rows, lengths)
+        bags = Bags.of(rows, lengths)
         return self.model.embed(bags.rows, bags)
 
     def items(self, bags):

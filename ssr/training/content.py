@@ -6,7 +6,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reader import _MAX_DIGITS, MAX_ITEMS, Bags, DataError, _parse_file, ragged_arange
+from reader import MAX_ITEMS, ragged_arange
+from ssr.errors import DataError
+from ssr.kernels.numbers import Numbers, parse_file
+
+TOKEN_IDS = Numbers("token id", "a", "preprocess.py makes them from the text of the items",
+                    "tokens", "tokens.txt")
+
+
+class Bags(NamedTuple):
+    """What some items are made of, each different one once.
+
+    rows: <int64>[rows], the rows of the table that are needed, ascending, each once
+    members: <int64>[n], the places in rows of what is in the bags, these end to end
+    lengths: <int64>[bags], members of each, at least 1
+    place: <int64>[items], which bag is that of an item
+    """
+
+    rows: np.ndarray
+    members: np.ndarray
+    lengths: np.ndarray
+    place: np.ndarray
+
+    @classmethod
+    def of(cls, rows, lengths, place=None):
+        """Bags from their rows end to end, <int64>[n], and how many each has. place: None for an
+        item each"""
+        rows, members = np.unique(rows, return_inverse=True)
+        return cls(rows, members, lengths, np.arange(len(lengths)) if place is None else place)
 
 
 class ItemTokens(NamedTuple):
@@ -20,7 +47,6 @@ class ItemTokens(NamedTuple):
     tokens: np.ndarray
     offsets: np.ndarray
     num_tokens: int
-
 
 
 class ItemContent:
@@ -78,11 +104,8 @@ def load_item_tokens(path, vocab_size, num_tokens=None) -> ItemTokens:
     line for each of the vocab_size items.
     """
     limit = MAX_ITEMS if num_tokens is None else num_tokens
-    try:
-        blocks = [(np.empty(0, np.int32), np.empty(0, np.int64)), *_parse_file(path, limit)]
-    except DataError as error:
-        raise _bad_item_tokens(path, limit) or error
-    tokens, lengths = map(np.concatenate, zip(*blocks))
+    tokens, lengths = map(np.concatenate, zip(
+        (np.empty(0, np.int64), np.empty(0, np.int64)), *parse_file(path, TOKEN_IDS, limit)))
     if len(lengths) != vocab_size:
         raise DataError(f"{path} holds {len(lengths)} lines and the vocabulary file says "
                         f"{vocab_size} items: line i is the tokens of item i (preprocess.py "
@@ -91,25 +114,4 @@ def load_item_tokens(path, vocab_size, num_tokens=None) -> ItemTokens:
         raise DataError(f"{path}: no item has a token")
     offsets = np.zeros(vocab_size + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    return ItemTokens(tokens, offsets, num_tokens or int(tokens.max()) + 1)
-
-
-def _bad_item_tokens(path, limit):
-    """The error of the first token that is no token id. The parser found it, but speaks of
-    sessions; None if the file cannot be read."""
-    try:
-        with open(path, "rb") as f:
-            lines = f.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError:
-        return None
-    for line, text in enumerate(lines, 1):
-        for token in text.split():
-            if not token.isdigit():
-                return DataError(f"{path}, line {line}: {token.decode(errors='replace')[:40]!r} "
-                                 "is no token id; ids are numbers from 0 on (preprocess.py makes "
-                                 "them from the text of the items)")
-            if len(token) > _MAX_DIGITS or int(token) >= limit:
-                return DataError(f"{path}, line {line}: token id {token.decode()[:40]} is not "
-                                 f"below the number of tokens, {limit}; is tokens.txt that of "
-                                 "this data?")
-    return None
+    return ItemTokens(tokens.astype(np.int32), offsets, num_tokens or int(tokens.max()) + 1)
