@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
 import warnings
 import zlib  # noqa: F401  before Paddle: libpaddle 2.6.2 shadows zlib's symbols and breaks gzip
 
@@ -38,8 +39,13 @@ def _load_paddle():
     _set_environment()
     _keep_freed_memory()
     _silence_libraries()
-    import numpy  # noqa: F401  before Paddle, as zlib
-    import paddle
+    # Paddle tells of a Ctrl-C while it is loaded as of a broken installation: it comes afterwards.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        import numpy  # noqa: F401  before Paddle, as zlib
+        import paddle
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     if single_thread:
         # The environment is too late for a numpy that was loaded before.
