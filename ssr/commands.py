@@ -19,7 +19,8 @@ class Parser(argparse.ArgumentParser):
         args = parser.parse()
         args.epochs, args.given      # 10, {}
 
-    The help shows the defaults. A usage error is one line.
+    The help shows the defaults. A usage error is one line. Flags of an argument group would not
+    come here: have none.
     """
 
     def __init__(self, description=None, **options):
@@ -30,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         """As of ArgumentParser; in a help text %% stands for a percent sign."""
         if options.get("action") == "store_true":
             default = False
-        elif help and default not in (None, [], ""):
+        elif help and default not in (None, [], "", argparse.SUPPRESS):
             shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
             help += f" (default: {str(shown).replace('%', '%%')})"
         action = super().add_argument(*names, default=argparse.SUPPRESS, help=help, **options)
@@ -39,9 +40,6 @@ class Parser(argparse.ArgumentParser):
             if action.type is data_path and default is not None:
                 self.defaults[action.dest] = data_path(default)
         return action
-
-    def add_argument_group(self, *args, **options):
-        raise NotImplementedError("groups would bypass add_argument")
 
     def add_subparsers(self, **options):
         """As of ArgumentParser. Every command's parser must be made by add_command."""
