@@ -23,7 +23,7 @@ from ssr import commands
 from ssr.files import numbered_lines, shown_name, write_atomically
 from ssr.news import stream
 from ssr.preparation import text
-from ssr.retrieval import evaluation, store
+from ssr.retrieval import builds, evaluation, store, vectors
 from ssr.retrieval.index import (
     DataError,
     Encoder,
@@ -51,7 +51,7 @@ def build(args):
     epoch, meta = utils.find_checkpoint(args.model_dir, args.epoch)
     items = [Item(id, *item) for id, item in text.read_items(args.items_path).items()]
     tokens = check_build(args, items, **meta["model"])
-    with store.building(args.index_dir, args.overwrite) as directory:
+    with builds.new_build(args.index_dir, args.overwrite) as directory:
         model_dir = os.path.join(directory, "model")
         # From here on the copy counts: training may go on and replace the original.
         meta = copy_model(args.model_dir, epoch, meta, model_dir)
@@ -64,8 +64,8 @@ def build(args):
         made_by = os.path.join(os.path.basename(os.path.abspath(args.model_dir)), f"epoch_{epoch}")
         details = {"model": made_by, "epoch": epoch, "digest": digest(model_dir, epoch, meta)}
         probes = make_probes(encoder, bags)
-        store.create(directory, probes.shape[1], rows, details, probes, args.ivf_above, args.nlist,
-                     args.nprobe)
+        store.create(directory, probes.shape[1], rows, details, probes,
+                     search_settings(args))
     return info(args)
 
 
@@ -223,7 +223,7 @@ def info(args):
     """Prints what an index holds and how it searches."""
     with store.Store(args.index_dir) as opened:
         details = opened.details
-        print(" ".join(f"{name}:{count}" for name, count in opened.counts().items()))
+        print(" ".join(f"{name}:{count}" for name, count in opened.items.counts().items()))
         print(" ".join(f"{name}:{value}" for name, value in opened.search_settings().items()),
               f"dim:{opened.dim}")
         print(f"model:{details['model']} digest:{details['digest'][:12]} change:{opened.change}",
@@ -231,9 +231,13 @@ def info(args):
     return 0
 
 
+def search_settings(args):
+    return store.SearchSettings(args.ivf_above, args.nlist, args.nprobe)
+
+
 def reindex(args):
     """Makes the faiss file anew from the items."""
-    store.reindex(args.index_dir, args.ivf_above, args.nlist, args.nprobe)
+    store.reindex(args.index_dir, search_settings(args))
     return info(args)
 
 
@@ -243,10 +247,10 @@ def export_vectors(args):
 
     with store.Store(args.index_dir) as opened:
         tables = [pl.DataFrame({
-            "id": [id for id, _, _ in rows], "text": [text for _, text, _ in rows],
-            "vector": pl.Series(np.stack([vector for _, _, vector in rows]),
+            "id": [item.id for item in rows], "text": [item.text for item in rows],
+            "vector": pl.Series(np.stack([item.vector for item in rows]),
                                 dtype=pl.Array(pl.Float32, opened.dim)),
-        }) for rows in opened.candidates()]
+        }) for rows in opened.items.scan()]
     if not tables:
         raise DataError(f"{args.index_dir} holds no candidates, there is nothing to export")
     table = pl.concat(tables)
@@ -331,12 +335,12 @@ def add_live(parser):
 
 def add_search(parser):
     positive = commands.number(int, 1)
-    parser.add_argument("--ivf_above", type=commands.number(int, 0), default=100_000,
+    parser.add_argument("--ivf_above", type=commands.number(int, 0), default=None,
                         help="search exactly up to so many candidates, approximately above")
     parser.add_argument("--nlist", type=positive, default=None, help="lists of the approximate "
                         "search; 4 times the square root of the candidates when not given")
     parser.add_argument("--nprobe", type=positive, default=None, help="how many lists it looks "
-                        f"into; what a recall@20 of {store.RECALL} takes when not given")
+                        f"into; what a recall@20 of {vectors.RECALL} takes when not given")
 
 
 def main(argv=None):

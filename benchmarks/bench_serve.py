@@ -32,7 +32,7 @@ import common
 import numpy as np
 
 from ssr.preparation import sample as make_sample
-from ssr.retrieval import store
+from ssr.retrieval import builds, store
 from ssr.retrieval.index import Index
 
 K = 20
@@ -284,7 +284,7 @@ def measure_search(work, count):
     bag = np.zeros(1, np.int32)
     rows = (store.Row(f"n{i}", f"text {i}", bag, vector) for i, vector in enumerate(vectors))
     path = os.path.join(work, "index")
-    with store.building(path) as directory:
+    with builds.new_build(path) as directory:
         store.create(directory, DIM, rows, {}, queries[:200])
     built, begin = time.time() - begin, time.time()
     with store.Store(path, writable=True) as opened:

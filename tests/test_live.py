@@ -159,7 +159,7 @@ def test_clicks_outlive_a_model(built, capsys):
     for _ in range(2):  # the second time the vectors are those of the new model
         with open_live(Scoring()) as index:
             assert {"n0003", "n0005", "fresh"} == set(ids_of(index.query([], 9)))
-            assert index._live.vector(index.store.find(["fresh"])["fresh"].key).shape == (6,)
+            assert index._live.vector(index.store.items.find(["fresh"])["fresh"].key).shape == (6,)
 
 
 def test_what_no_click_can_be(built):

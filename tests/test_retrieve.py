@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import faiss
 import numpy as np
 import paddle
 import polars as pl
@@ -24,8 +25,9 @@ import train
 import utils
 from ssr.errors import DataError, StoreError
 from ssr.preparation import text
-from ssr.retrieval import evaluation, store
+from ssr.retrieval import builds, evaluation, store
 from ssr.retrieval.encoder import freeze
+from ssr.retrieval.vectors import Flat, SearchSettings, recall
 from ssr.retrieval.index import Encoder, Index, Item
 from ssr.training.content import Bags, ItemTokens
 
@@ -173,15 +175,15 @@ def test_adding_an_id_that_is_there_replaces_it(built):
         hit = index.query(["n0015"], 1).hits[0]
         assert index.add([Item(hit.id, "old"), Item(hit.id, "新的标题")]) == (0, 1, [])
         assert_same_hits(index.query(["n0015"], 1).hits, [hit._replace(text="新的标题")])
-        assert index.store.counts()["items"] == 60
+        assert index.store.items.counts()["items"] == 60
 
 
 def test_a_model_without_content_takes_no_fresh_items(built):
     with Index.open("index", writable=True) as index:
-        before = index.store.counts(), index.store.change
+        before = index.store.items.counts(), index.store.change
         with pytest.raises(DataError, match="fresh: the model was trained without conten"):
             index.add([Item("n0001", "known"), Item("fresh", "a text")])
-        assert (index.store.counts(), index.store.change) == before
+        assert (index.store.items.counts(), index.store.change) == before
 
 
 @pytest.mark.parametrize("item", [Item(""), Item("a\tb"), Item("a\nb"), Item("\ud800"), Item(7),
@@ -206,7 +208,7 @@ def with_content(tmp_path):
     rows = [store.Row(f"n{i}", f"text {i}", bag, vector)
             for i, (bag, vector) in enumerate(zip(bags, encoder.items(bags)))]
     path = str(tmp_path / "content")
-    with store.building(path) as directory:
+    with builds.new_build(path) as directory:
         store.create(directory, 5, rows, {}, retrieve.make_probes(encoder, bags))
     with Index(store.Store(path, writable=True), encoder) as index:
         yield index
@@ -225,7 +227,7 @@ def test_fresh_items_get_their_vector_from_their_content(with_content):
     assert index.query(["fresh", "empty"], 1).skipped == 1
     # A trained item keeps its own row when its content changes.
     index.add([Item("n1", "red")])
-    assert index.store.find(["n1"])["n1"].bag.tolist() == [1, 4]
+    assert index.store.items.find(["n1"])["n1"].bag.tolist() == [1, 4]
     # One whose new content says nothing is no candidate any more.
     assert index.add([Item("n3", "?")]) == (0, 0, ["n3"])
     assert "n3" not in ids_of(index.query(["n2"], 10).hits)
@@ -351,9 +353,9 @@ def test_truncated_database(built, capsys, size):
 
 def test_newer_format_and_no_index(built, capsys):
     current = json.load(open("index/current"))
-    json.dump(dict(current, format=2), open("index/current", "w"))
+    json.dump(dict(current, format=builds.FORMAT + 1), open("index/current", "w"))
     message = error_of(capsys, "info")
-    assert "newer version, in format 2; this one reads up to 1" in message
+    assert f"in format {builds.FORMAT + 1}; this one reads up to {builds.FORMAT}" in message
     open("index/current", "w").write("{")
     assert "index/current is damaged" in error_of(capsys, "info")
     assert "there is no index in elsewhere" in error_of(capsys, "info", "--index_dir", "elsewhere")
@@ -367,7 +369,7 @@ def test_an_index_is_replaced_only_when_asked_and_as_a_whole(built, capsys):
     assert "--overwrite" in error_of(capsys, "build")
     retrieve.main(["remove", "n0001"])
     before = sorted(os.listdir("index"))
-    with pytest.raises(RuntimeError), store.building("index", overwrite=True) as directory:
+    with pytest.raises(RuntimeError), builds.new_build("index", overwrite=True) as directory:
         open(os.path.join(directory, "half"), "w").close()
         raise RuntimeError("on the way")
     assert sorted(os.listdir("index")) == before
@@ -481,25 +483,25 @@ def row_of(id, seed):
 
 
 def make_store(path, ids, **flags):
-    with store.building(path, overwrite=True) as directory:
+    with builds.new_build(path, overwrite=True) as directory:
         store.create(directory, DIM, [row_of(id, 0) for id in ids], {"by": "a test"},
-                     np.stack([vector_of(seed) for seed in range(9)]), **flags)
+                     np.stack([vector_of(seed) for seed in range(9)]), SearchSettings(**flags))
 
 
 def contents(opened):
     """{id: text} of what faiss finds, checked against what the database says."""
-    stored = {id: (text, vector) for rows in opened.candidates() for id, text, vector in rows}
+    stored = {item.id: item for items in opened.items.scan() for item in items}
     probe = vector_of(77)
     scores, keys = opened.search(probe[None], 1000)
     keys, scores = keys[0][keys[0] >= 0].tolist(), scores[0][keys[0] >= 0]
-    texts = opened.texts(keys)
+    by_key = opened.items.get(keys)
     assert len(keys) == len(set(keys)) == len(stored)
     for key, score in zip(keys, scores):
-        id, text = texts[key]
-        assert stored[id][0] == text
-        assert score == pytest.approx(float(stored[id][1] @ probe), abs=1e-5)
+        item = stored[by_key[key].id]
+        assert item.text == by_key[key].text
+        assert score == pytest.approx(float(item.vector @ probe), abs=1e-5)
     assert (np.diff(scores) <= 0).all()
-    return {id: text for id, (text, _) in stored.items()}
+    return {item.id: item.text for item in stored.values()}
 
 
 IDS = st.lists(st.sampled_from("abcdefgh"), max_size=4)
@@ -532,7 +534,7 @@ def test_any_sequence_of_changes_is_a_dict(tmp_path_factory, steps, flat, save_a
             else:
                 writer.close()
                 if step == "reindex":
-                    store.reindex(path, **kind)
+                    store.reindex(path, SearchSettings(**kind))
                 writer = store.Store(path, writable=True)
             assert contents(writer) == contents(beside) == expected
         writer.close()
@@ -545,7 +547,7 @@ def test_dropped_vectors_are_never_found(queries, k):
     """In all the ways that faiss searches: heaps and reservoirs, one by one and with BLAS."""
     random = np.random.default_rng(3)
     vectors = random.normal(size=(300, 16)).astype(np.float32)
-    flat = store.Flat.make(16)
+    flat = Flat.make(16)
     flat.put(np.arange(300), vectors)
     flat.drop(np.arange(0, 300, 2))
     users = random.normal(size=(queries, 16)).astype(np.float32)
@@ -569,8 +571,8 @@ def test_ivf_against_exact(tmp_path, capsys):
     rows = [store.Row(f"n{i}", "", np.zeros(1), vector) for i, vector in enumerate(near(2000))]
     found = {}
     for kind, above in (("flat", 2000), ("ivf", 1999)):
-        with store.building(str(tmp_path / kind)) as directory:
-            store.create(directory, DIM, rows, {}, near(100), ivf_above=above)
+        with builds.new_build(str(tmp_path / kind)) as directory:
+            store.create(directory, DIM, rows, {}, near(100), SearchSettings(above))
         with store.Store(str(tmp_path / kind), writable=True) as opened:
             opened.put([rows[0]._replace(vector=rows[1].vector)])
             opened.remove(["n5"])
@@ -580,16 +582,16 @@ def test_ivf_against_exact(tmp_path, capsys):
             if kind == "ivf":
                 assert settings_found["nprobe"] < settings_found["nlist"] == 178
                 assert settings_found["recall@20"] >= 0.97
-    assert store.recall(found["ivf"][1], found["flat"][1]) >= 0.9
+    assert recall(found["ivf"][1], found["flat"][1]) >= 0.9
 
 
 def test_replaced_index_while_a_reader_opens(tmp_path, monkeypatch):
     """The build that a reader was about to open is gone: it takes the one that counts now."""
     path = str(tmp_path)
     make_store(path, "ab")
-    stale, calls = store._current(path), []
+    stale, calls = builds.current_build(path), []
     make_store(path, "cd")
-    monkeypatch.setattr(store, "_current", lambda path, real=store._current: (
+    monkeypatch.setattr(store, "current_build", lambda path, real=store.current_build: (
         calls.append(1), stale if len(calls) <= 2 else real(path))[1])
     with store.Store(path) as opened:
         assert set(contents(opened)) == {"c", "d"}
@@ -599,13 +601,13 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch):
     path = str(tmp_path / "index")
     make_store(path, "ab")
     with store.Store(path, writable=True) as opened:
-        opened._writes.execute("PRAGMA max_page_count = 1")  # SQLite: database or disk is full
+        opened.items.db.execute("PRAGMA max_page_count = 1")  # SQLite: database or disk is full
         with pytest.raises(StoreError, match="full"):
             opened.put([row_of(f"n{i}", 1) for i in range(200)])
         assert set(contents(opened)) == {"a", "b"}
-        opened._writes.execute("PRAGMA max_page_count = 100000")
+        opened.items.db.execute("PRAGMA max_page_count = 100000")
         monkeypatch.setattr(store, "SAVE_AFTER", 0)
-        monkeypatch.setattr(store.faiss, "write_index", lambda *_: (_ for _ in ()).throw(
+        monkeypatch.setattr(faiss, "write_index", lambda *_: (_ for _ in ()).throw(
             RuntimeError("no space")))
         opened.put([row_of("c", 1)])  # the change is safe, only the faiss file was not written
         assert set(contents(opened)) == {"a", "b", "c"}

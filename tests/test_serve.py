@@ -149,7 +149,7 @@ def test_what_changed_last_is_listed_first(client):
 
 
 def test_browsing_ends_in_time(client):
-    found, complete = client.index.store.browse(["a"], 1000, seconds=-1)
+    found, complete = client.index.store.items.browse(["a"], 1000, seconds=-1)
     # SQLite looks at the clock after some thousand steps: what it has found by then is kept.
     assert complete or len(found) < client.index.store.size()[1]
 
@@ -170,7 +170,7 @@ def test_metrics(client):
     client.request("BREW", "/items")
     client.get("/nowhere")
     items, candidates = client.index.store.size()
-    counts = client.index.store.counts()
+    counts = client.index.store.items.counts()
     assert (items, candidates) == (counts["items"], counts["candidates"])
     lines = client.get("/metrics").text.splitlines()
     for line in ('ssr_requests_total{method="POST",route="/recommend",status="200"} 1.0',
@@ -193,7 +193,7 @@ def test_an_item_is_removed_and_comes_back(client):
     assert problem_of(client.delete(f"/items/{best['id']}"), 404)[0] == "path/id"
     added = client.put(f"/items/{best['id']}", json={"text": "回来了"})
     assert added.json() == {"new": 1, "replaced": 0, "without_vector": []}
-    assert client.index.store.size()[1] == client.index.store.counts()["candidates"]
+    assert client.index.store.size()[1] == client.index.store.items.counts()["candidates"]
     again = recommend(client, "n0015", k=50)["hits"]
     assert "回来了" in [hit["text"] for hit in again]
     assert client.put(f"/items/{best['id']}", json={"text": "b"}).json()["replaced"] == 1

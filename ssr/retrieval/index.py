@@ -228,8 +228,8 @@ class Index:
         if scoring is not None:
             self._live = live.Live(os.path.join(opened.path, "clicks.sqlite"), opened.writable,
                                    opened.details["digest"], opened.dim, self._register,
-                                   self._users_of, opened.vector, candidate_age)
-            self._removed, self._removed_at = opened.removed(), opened.change
+                                   self._users_of, opened.items.vector, candidate_age)
+            self._removed, self._removed_at = opened.items.removed(), opened.change
             self._live.withdraw(self._removed)
 
     @classmethod
@@ -266,7 +266,7 @@ class Index:
         if self._live and not self.store.writable:
             self._live.refresh()
             if self.store.change != self._removed_at:
-                before, self._removed = self._removed, self.store.removed()
+                before, self._removed = self._removed, self.store.items.removed()
                 self._removed_at = self.store.change
                 self._live.withdraw(self._removed - before)
                 self._live.restore(before - self._removed)
@@ -280,7 +280,7 @@ class Index:
         """Does what the first query and the first Chinese text would have to wait for."""
         if self.takes_fresh:
             self._encoder.vocabulary.encode("中文 words")
-        (id, _), = self.store.browse([], 1)[0] or [("", "")]
+        (id, _), = self.store.items.browse([], 1)[0] or [("", "")]
         self.query([id])
 
     def query(self, session, k=20, exclude_session=True, now=None):
@@ -300,7 +300,7 @@ class Index:
         sessions = [list(session) for session in sessions]
         if self._live and not self.store.writable:
             self.refresh()
-        known = self.store.find(sorted({id for session in sessions for id in session}))
+        known = self.store.items.find(sorted({id for session in sessions for id in session}))
         clicks = [[known[id] for id in session if id in known] for session in sessions]
         parts = [[part for click in session if (part := self._part(click)) is not None]
                  for session in clicks]
@@ -342,8 +342,8 @@ class Index:
 
     def _hits(self, rows):
         """Lists of Hit from lists of (key, score)."""
-        texts = self.store.texts(sorted({key for row in rows for key, _ in row}))
-        return [[Hit(texts[key][0], score, texts[key][1]) for key, score in row]
+        stored = self.store.items.get(sorted({key for row in rows for key, _ in row}))
+        return [[Hit(stored[key].id, score, stored[key].text) for key, score in row]
                 for row in rows]
 
     def click(self, clicks):
@@ -366,18 +366,18 @@ class Index:
 
     def _register(self, ids):
         """{id: key}; items that were not known are from here on, if the index is writable."""
-        known = self.store.find(ids)
+        known = self.store.items.find(ids)
         if self.store.writable and len(known) < len(ids):
             nothing = np.empty(0, np.int32)
             self.store.put([store.Row(id, "", nothing, None) for id in ids if id not in known])
-            known = self.store.find(ids)
+            known = self.store.items.find(ids)
         return {id: item.key for id, item in known.items()}
 
     def _users_of(self, sessions):
         """The vectors of sessions of keys, a list, None where there is none."""
-        bags = self.store.bags(sorted({key for session in sessions for key in session}))
+        stored = self.store.items.get(sorted({key for session in sessions for key in session}))
         return self._encode([[part for key in session if (part := self._part(
-            store.Known(key, bags[key], False))) is not None] for session in sessions])
+            stored[key])) is not None] for session in sessions])
 
     def add(self, items):
         """Encodes items and makes them candidates; one of an id that is there is replaced, text
@@ -392,7 +392,7 @@ class Index:
         items = list({item.id: item for item in items}.values())
         for item in items:
             check_item(item)
-        known = self.store.find([item.id for item in items])
+        known = self.store.items.find([item.id for item in items])
         nothing = np.empty(0, np.int32)
         bags = [self._encoder.bag(known[item.id].bag if item.id in known else nothing, item)
                 for item in items]
@@ -415,9 +415,9 @@ class Index:
         """Takes items off the candidates. Sessions that clicked them are understood as before.
         ids: raw ids. Returns Removed; ids that are no candidates are no error."""
         ids = list(ids)
-        unknown = self.store.remove(ids, without_vector=bool(self._live))
+        unknown = self.store.remove(ids)
         if self._live:
-            self._live.withdraw(known.key for known in self.store.find(ids).values())
+            self._live.withdraw(known.key for known in self.store.items.find(ids).values())
         return Removed(len(ids) - len(unknown), unknown)
 
 

@@ -393,7 +393,7 @@ def add_reading(app, index, limits, needs_token):
         """Candidates, those changed last first; with `search`, whose text or id holds each of its
         words."""
         words = search.replace("\0", " ").split()  # at a zero SQLite takes the pattern as ended
-        found, complete = await run_in_threadpool(index.store.browse, words, limit)
+        found, complete = await run_in_threadpool(index.store.items.browse, words, limit)
         return JSONResponse({"items": [{"id": id, "text": shown} for id, shown in found],
                              "complete": complete})
 

@@ -1,0 +1,332 @@
+"""The items of an index in SQLite: id, text, what the embedding is made of, and the vector.
+
+A change has a number, one more than the last; each item keeps the number of the last change that
+touched it. A change is one transaction: it is on the disk as a whole once it is acknowledged, or
+not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sqlite3
+import threading
+import time
+import zlib
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+from ssr.errors import StoreError
+from ssr.retrieval.builds import REMEDY
+from ssr.retrieval.database import connect, sqlite_errors, transaction
+
+ROWS_AT_A_TIME = 1 << 14
+
+SCHEMA = """
+CREATE TABLE items (
+    key INTEGER PRIMARY KEY,   -- the id in faiss, an item's own for good
+    id TEXT UNIQUE NOT NULL,   -- the raw id
+    text TEXT NOT NULL,
+    bag BLOB NOT NULL,         -- <int32>, what the item's embedding is made of
+    vector BLOB,               -- <float32>[dim]; none: the item is known and no candidate
+    removed INTEGER NOT NULL,  -- 1: no candidate, but still an item that may have been clicked
+    change INTEGER NOT NULL,   -- of the last transaction that touched it, from 1 on
+    checksum INTEGER           -- of id, text, bag and vector; there is no such column in format 1
+);
+CREATE INDEX items_change ON items (change);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+"""
+IS_CANDIDATE = "removed = 0 AND vector IS NOT NULL"
+
+
+class Row(NamedTuple):
+    """An item as it is written.
+
+    id, text: str; bag: numpy <int32>[n]; vector: numpy <float32>[dim], None for no candidate
+    """
+
+    id: str
+    text: str
+    bag: np.ndarray
+    vector: Optional[np.ndarray]
+
+
+class StoredItem(NamedTuple):
+    """An item as it is read.
+
+    key: its key in faiss; bag: <int32>[n]; vector: <float32>[dim] or None; change: the number of
+    the last change that touched it
+    """
+
+    key: int
+    id: str
+    text: str
+    bag: np.ndarray
+    vector: Optional[np.ndarray]
+    removed: bool
+    change: int
+
+    @property
+    def is_candidate(self):
+        return self.vector is not None and not self.removed
+
+
+class KnownItem(NamedTuple):
+    """What a click on an item needs: its key, its bag <int32>[n], whether it was removed."""
+
+    key: int
+    bag: np.ndarray
+    removed: bool
+
+
+def get_meta(db, name):
+    """The value of a name, None where there is none."""
+    row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return row and row[0]
+
+
+def set_meta(db, name, value):
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def create_items(file, dim, rows, details, queries):
+    """Writes a new database. rows: an iterable of Row; details: a dict for JSON, returned as
+    Items.details; queries: <float32>[n, dim], returned as Items.queries"""
+    with sqlite_errors(file, REMEDY), contextlib.closing(
+            sqlite3.connect(file, isolation_level=None)) as db:
+        # The file is nobody's yet: it is flushed once, when it is complete.
+        db.execute("PRAGMA synchronous = OFF")
+        db.executescript(SCHEMA)
+        with transaction(db):
+            _put(db, rows, change=1, with_checksum=True)
+            set_meta(db, "dim", dim)
+            set_meta(db, "details", json.dumps(details, ensure_ascii=False))
+            set_meta(db, "probes", np.asarray(queries, "<f4").tobytes())
+
+
+class Items:
+    """The items of a build. Every method may be called from any thread; those that write are called
+    by one at a time.
+
+    file: of the database
+    dim: of the vectors; details, queries: what create_items was given
+    """
+
+    def __init__(self, file, writable=False):
+        """Raises StoreError."""
+        self.file = file
+        self._asking = threading.Lock()  # around the connection that reads
+        self._browsing = threading.Lock()  # around the one that looks through texts
+        self._connections = []
+        try:
+            with self.errors():
+                self._reads, self._browses = self._connect(True), self._connect(True)
+                self._reads.execute("PRAGMA query_only = ON")
+                self.db = self._connect(False) if writable else None
+                if writable:
+                    self.db.execute("PRAGMA synchronous = FULL")
+                self._read_meta()
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, read_only):
+        if not os.path.exists(self.file):
+            raise StoreError(f"{self.file} is missing: {REMEDY}")
+        self._connections.append(connect(self.file, read_only))
+        return self._connections[-1]
+
+    def _read_meta(self):
+        try:
+            self.dim = int(get_meta(self._reads, "dim"))
+            self.details = json.loads(get_meta(self._reads, "details"))
+            self.queries = np.frombuffer(get_meta(self._reads, "probes"), "<f4").reshape(
+                -1, self.dim)
+            if not isinstance(self.details, dict):
+                raise ValueError("details")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise self._damaged("what it says of itself") from error
+        columns = self._reads.execute("PRAGMA table_info(items)").fetchall()
+        self.has_checksums = "checksum" in {column[1] for column in columns}
+
+    def close(self):
+        with self._asking, self._browsing:
+            for connection in self._connections:
+                connection.close()
+
+    def errors(self):
+        """A context that turns SQLite's errors into StoreError."""
+        return sqlite_errors(self.file, REMEDY)
+
+    def _damaged(self, what):
+        return StoreError(f"{self.file} is damaged ({what}): {REMEDY}")
+
+    # --- reading
+
+    def _ask(self, query, *parameters):
+        with self._asking, self.errors():
+            return self._reads.execute(query, parameters).fetchall()
+
+    def _select(self, condition, *parameters):
+        """The items of a condition in SQL, a list of StoredItem. Raises StoreError where one is
+        damaged."""
+        checksum = "checksum" if self.has_checksums else "NULL"
+        rows = self._ask(f"SELECT {checksum}, key, id, text, bag, vector, removed, change "
+                         f"FROM items WHERE {condition}", *parameters)
+        return [self._verified(*row) for row in rows]
+
+    def _verified(self, checksum, key, id, text, bag, vector, removed, change):
+        try:
+            if self.has_checksums and checksum != _checksum(id, text, bag, vector):
+                raise ValueError("checksum")
+            stored = StoredItem(key, id, text, np.frombuffer(bag, "<i4"),
+                                None if vector is None else np.frombuffer(vector, "<f4"),
+                                bool(removed), change)
+            if stored.vector is not None and len(stored.vector) != self.dim:
+                raise ValueError("dim")
+        except (TypeError, ValueError, AttributeError) as error:
+            raise self._damaged(f"item {key}, {str(id)[:100]!r}") from error
+        return stored
+
+    def find(self, ids):
+        """{id: KnownItem} of those of the ids, strings, that are known, removed ones included."""
+        stored = self._select("id IN (SELECT value FROM json_each(?))", json.dumps(ids))
+        return {item.id: KnownItem(item.key, item.bag, item.removed) for item in stored}
+
+    def get(self, keys):
+        """{key: StoredItem} of keys, ints. Raises StoreError where one is not there."""
+        stored = {item.key: item for item in self._select(
+            "key IN (SELECT value FROM json_each(?))", json.dumps(keys))}
+        if len(stored) < len(set(keys)):
+            raise self._damaged(f"there is no item {min(set(keys) - set(stored))}")
+        return stored
+
+    def vector(self, key):
+        """<float32>[dim] of a candidate, None for what is none."""
+        stored = self._select(f"key = ? AND {IS_CANDIDATE}", key)
+        return stored[0].vector if stored else None
+
+    def changed_since(self, change):
+        """The items that later changes touched, a list of StoredItem."""
+        return self._select("change > ?", change)
+
+    def newest_change(self):
+        """The number of the last change."""
+        return self._ask("SELECT max(change) FROM items")[0][0]
+
+    def removed(self):
+        """The keys of the items that were removed, a set."""
+        return {key for key, in self._ask("SELECT key FROM items WHERE removed = 1")}
+
+    def scan(self, condition=IS_CANDIDATE):
+        """Yields lists of StoredItem, all candidates in the order of their keys, as they are when
+        each list is read. condition: in SQL, for others than the candidates"""
+        key = -1
+        while True:
+            stored = self._select(f"key > ? AND {condition} ORDER BY key LIMIT ?", key,
+                                  ROWS_AT_A_TIME)
+            if not stored:
+                return
+            yield stored
+            key = stored[-1].key
+
+    def vectors(self):
+        """(keys <int64>[n], vectors <float32>[n, dim]) of all candidates, in no more memory than
+        that."""
+        size, = self._ask(f"SELECT count(*) FROM items WHERE {IS_CANDIDATE}")[0]
+        keys, vectors = np.empty(size, np.int64), np.empty((size, self.dim), np.float32)
+        start = 0
+        for stored in self.scan():
+            end = start + len(stored)
+            keys[start:end] = [item.key for item in stored]
+            vectors[start:end] = [item.vector for item in stored]
+            start = end
+        return keys[:start], vectors[:start]
+
+    def browse(self, words, limit, seconds=0.1):
+        """Candidates whose text or id holds each of some words, those changed last first.
+
+        words: strings; of ASCII letters either case matches; none: all candidates
+        limit: how many at most
+        seconds: after which the search ends with what it has by then
+        returns a list of (id, text), and whether the search went through all items
+        """
+        patterns = ["%" + re.sub(r"([\\%_])", r"\\\1", word) + "%" for word in words]
+        matches = "".join(" AND (text LIKE ? ESCAPE '\\' OR id LIKE ? ESCAPE '\\')" for _ in words)
+        query = (f"SELECT id, text FROM items WHERE {IS_CANDIDATE}{matches} "
+                 "ORDER BY change DESC, key DESC LIMIT ?")
+        parameters = [pattern for pattern in patterns for _ in range(2)] + [limit]
+        rows = []
+        # A connection of its own: it reads through the table, queries do not wait for that.
+        with self._browsing, self.errors():
+            end = time.monotonic() + seconds
+            self._browses.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+            try:
+                for row in self._browses.execute(query, parameters):
+                    rows.append(row)
+            except sqlite3.OperationalError as error:
+                if "interrupted" not in str(error):
+                    raise
+                return rows, False
+        return rows, True
+
+    def count(self):
+        """How many items are known, removed ones included, without reading through the table."""
+        return self._ask("SELECT ifnull(max(key), 0) FROM items")[0][0]  # none is ever deleted
+
+    def counts(self):
+        """{"items": all that are known, "candidates", "removed", "without_vector"}."""
+        items, candidates, removed = self._ask(
+            f"SELECT count(*), sum({IS_CANDIDATE}), sum(removed) FROM items")[0]
+        return {"items": items, "candidates": candidates, "removed": removed,
+                "without_vector": items - candidates - removed}
+
+    def get_meta(self, name):
+        with self._asking, self.errors():
+            return get_meta(self._reads, name)
+
+    def integrity_error(self):
+        """What SQLite's own check says of the file, None where it is in order."""
+        result = self._ask("PRAGMA integrity_check(1)")[0][0]
+        return None if result == "ok" else result.splitlines()[-1]
+
+    # --- writing
+
+    @contextlib.contextmanager
+    def transaction(self):
+        """Everything that is written within the block is on the disk when it ends, or nothing."""
+        with self.errors(), transaction(self.db):
+            yield
+
+    def put(self, rows, change):
+        """Adds items, or replaces those of the same id; the last one of an id counts. rows: an
+        iterable of Row"""
+        _put(self.db, rows, change, self.has_checksums)
+
+    def remove(self, id, change):
+        """Takes an item off the candidates; it stays known. Returns False where it is not known or
+        was removed before."""
+        return bool(self.db.execute("UPDATE items SET removed = 1, change = ? WHERE id = ? "
+                                    "AND removed = 0", (change, id)).rowcount)
+
+
+def _put(db, rows, change, with_checksum):
+    columns = ["id", "text", "bag", "vector", "change"] + ["checksum"] * with_checksum
+    updates = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
+    db.executemany(
+        f"INSERT INTO items ({', '.join(columns)}, removed) VALUES ({'?, ' * len(columns)}0) "
+        f"ON CONFLICT (id) DO UPDATE SET {updates}, removed = 0",
+        (_values(row, change)[:len(columns)] for row in rows))
+
+
+def _values(row, change):
+    bag = np.asarray(row.bag, "<i4").tobytes()
+    vector = None if row.vector is None else np.asarray(row.vector, "<f4").tobytes()
+    return row.id, row.text, bag, vector, change, _checksum(row.id, row.text, bag, vector)
+
+
+def _checksum(id, text, bag, vector):
+    return zlib.crc32(b"\0".join((id.encode(), text.encode(), bag, vector or b"")))

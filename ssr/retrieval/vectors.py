@@ -1,0 +1,233 @@
+"""The vectors of the candidates in faiss: exact search (Flat) or approximate search (Ivf), and the
+file that holds them. A vector has a key, an integer of 0 or more."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import zlib
+from typing import NamedTuple, Optional
+
+import faiss
+import numpy as np
+
+from ssr.errors import StoreError
+from ssr.retrieval.builds import sync
+
+RECALL_AT = 20
+RECALL = 0.985  # what an approximate search is tuned to
+POINTS_PER_LIST = 64  # vectors that k-means looks at, per list: more take longer and change little
+IVF_ABOVE = 100_000  # candidates, above which the search is approximate
+
+
+class SearchSettings(NamedTuple):
+    """How the candidates are searched.
+
+    ivf_above: exact search up to so many candidates, approximate search above; None: the kind and
+        the lists stay what they are, for a new index IVF_ABOVE
+    nlist: lists of the approximate search; None: 4 times the square root of the candidates
+    nprobe: how many of them a query looks into; None: what a recall@20 of RECALL takes
+    """
+
+    ivf_above: Optional[int] = None
+    nlist: Optional[int] = None
+    nprobe: Optional[int] = None
+
+
+class Flat:
+    """Exact: IndexIDMap2(IndexFlatIP).
+
+    faiss moves all later vectors up when one is removed, 2 ms at 50,000 items. So a changed vector
+    is overwritten where it stands, and a dropped one with not-a-number, which no search returns;
+    its place waits for the item to come back, or for the next time the file is written.
+    """
+
+    kind = "flat"
+
+    def __init__(self, index):
+        self.index = index
+        self._number_places()
+
+    @classmethod
+    def make(cls, dim):
+        return cls(faiss.IndexIDMap2(faiss.IndexFlatIP(dim)))
+
+    def _number_places(self):
+        keys = self.keys()
+        self.places = dict(zip(keys.tolist(), range(len(keys))))
+
+    def _matrix(self):
+        flat = faiss.downcast_index(self.index.index)
+        size = flat.ntotal * flat.d
+        return faiss.rev_swig_ptr(flat.get_xb(), size).reshape(-1, flat.d) if size else \
+            np.empty((0, flat.d), np.float32)
+
+    def keys(self):
+        """The keys of all places, <int64>[n], those of dropped vectors included."""
+        return faiss.vector_to_array(self.index.id_map)
+
+    def __len__(self):
+        return self.index.ntotal
+
+    def searchable(self):
+        """How many vectors a search can return."""
+        return len(self) - int(np.count_nonzero(np.isnan(self._matrix()[:, 0])))
+
+    def put(self, keys, vectors):
+        """keys: <int64>[n], each once; vectors: <float32>[n, dim]"""
+        places = np.array([self.places.get(key, -1) for key in keys.tolist()], np.int64)
+        old, new = places >= 0, np.flatnonzero(places < 0)
+        self._matrix()[places[old]] = vectors[old]
+        self.places.update(zip(keys[new].tolist(), range(len(self), len(self) + len(new))))
+        if len(new):
+            self.index.add_with_ids(np.ascontiguousarray(vectors[new]), keys[new])
+
+    def drop(self, keys):
+        places = [self.places[key] for key in keys.tolist() if key in self.places]
+        self._matrix()[places] = np.nan
+
+    def compact(self):
+        """Gives the places of dropped vectors back."""
+        dropped = self.keys()[np.isnan(self._matrix()[:, 0])]
+        if len(dropped):
+            self.index.remove_ids(dropped)
+            self._number_places()
+
+    def vectors(self, keys):
+        """<float32>[n, dim] of keys <int64>[n] that are there, not-a-number for other ones."""
+        places = np.array([self.places.get(key, -1) for key in keys.tolist()], np.int64)
+        result = self._matrix()[places] if len(self) else \
+            np.empty((len(keys), self.index.d), np.float32)
+        result[places < 0] = np.nan
+        return result
+
+    def search(self, vectors, k):
+        """The k largest inner products: scores <float32>[n, k], keys <int64>[n, k], best first."""
+        return self.index.search(vectors, min(k, len(self))) if len(self) else \
+            (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64))
+
+
+class Ivf:
+    """Approximate: the vectors lie in lists around centroids and a search looks into the nearest
+    few. A hash table tells in which list a key is, so a change costs what its list is long."""
+
+    kind = "ivf"
+
+    def __init__(self, index):
+        self.index = index
+
+    @classmethod
+    def make(cls, vectors, nlist):
+        """Finds nlist centroids for vectors <float32>[n, dim]; holds none of them yet."""
+        dim = vectors.shape[1]
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, nlist, faiss.METRIC_INNER_PRODUCT)
+        index.set_direct_map_type(faiss.DirectMap.Hashtable)
+        index.cp.spherical = True
+        index.cp.min_points_per_centroid = 1
+        index.cp.max_points_per_centroid = POINTS_PER_LIST
+        index.train(vectors)
+        return cls(index)
+
+    def __len__(self):
+        return self.index.ntotal
+
+    searchable = __len__
+
+    def put(self, keys, vectors):
+        """As of Flat."""
+        self.drop(keys)
+        self.index.add_with_ids(np.ascontiguousarray(vectors), keys)
+
+    def drop(self, keys):
+        self.index.remove_ids(faiss.IDSelectorArray(keys))
+
+    def compact(self):
+        """Nothing to do: a dropped vector leaves no place behind."""
+
+    def vectors(self, keys):
+        """As of Flat."""
+        result = np.full((len(keys), self.index.d), np.nan, np.float32)
+        for row, key in enumerate(keys.tolist()):
+            with contextlib.suppress(RuntimeError):  # there is no such key
+                result[row] = self.index.reconstruct(key)
+        return result
+
+    def search(self, vectors, k):
+        """As of Flat; a key of -1, after all others, where there were no more."""
+        return self.index.search(vectors, k)
+
+    def exact_search(self, vectors, k):
+        """As search, in all lists."""
+        everywhere = faiss.SearchParametersIVF(nprobe=self.index.nlist)
+        return self.index.search(vectors, k, params=everywhere)
+
+    def tune(self, queries):
+        """Looks into as many lists as a recall of RECALL takes for queries <float32>[n, dim]."""
+        k = min(RECALL_AT, len(self))
+        wanted = self.exact_search(queries, k)[1]
+        self.index.nprobe = min(8, self.index.nlist)
+        while (recall(self.search(queries, k)[1], wanted) < RECALL
+               and self.index.nprobe < self.index.nlist):
+            self.index.nprobe = min(self.index.nprobe * 3 // 2, self.index.nlist)
+
+
+def recall(retrieved, wanted):
+    """The share of the wanted keys that was retrieved, <int64>[n, k] both, averaged over rows."""
+    return float(np.mean([np.isin(w, r).mean() for w, r in zip(wanted, retrieved)]))
+
+
+def make_vectors(keys, vectors, queries, settings):
+    """A Flat or an Ivf that holds vectors <float32>[n, dim] of keys <int64>[n].
+
+    queries: <float32>[m, dim], of the kind that will come: what an Ivf is tuned with
+    settings: SearchSettings
+    """
+    above = IVF_ABOVE if settings.ivf_above is None else settings.ivf_above
+    if len(keys) <= above:
+        flat = Flat.make(vectors.shape[1])
+        flat.put(keys, vectors)
+        return flat
+    ivf = Ivf.make(vectors, min(settings.nlist or int(4 * len(keys) ** 0.5), len(keys)))
+    ivf.put(keys, vectors)
+    if settings.nprobe:
+        ivf.index.nprobe = min(settings.nprobe, ivf.index.nlist)
+    else:
+        ivf.tune(queries)
+    return ivf
+
+
+# --- on the disk ----------------------------------------------------------------------------------
+
+
+def write_vectors(vectors, directory, change):
+    """Writes a new file vectors-CHANGE-XXXX.faiss, where change is the number of the last change
+    that it holds. Returns the snapshot {"name", "change", "checksum"}. Raises StoreError."""
+    name = f"vectors-{change}-{secrets.token_hex(4)}.faiss"
+    path = os.path.join(directory, name)
+    try:
+        faiss.write_index(vectors.index, path)
+        sync(path)
+        sync(directory)
+    except (OSError, RuntimeError) as error:  # the latter is what faiss raises
+        with contextlib.suppress(OSError):
+            os.remove(path)
+        raise StoreError(f"cannot write {path}: {error}") from error
+    return {"name": name, "change": change, "checksum": _checksum(path)}
+
+
+def read_vectors(directory, snapshot):
+    """The Flat or Ivf of a snapshot. Raises OSError, RuntimeError."""
+    path = os.path.join(directory, snapshot["name"])
+    if _checksum(path) != snapshot["checksum"]:
+        raise RuntimeError("its checksum is another one")
+    index = faiss.read_index(path)
+    return (Ivf if isinstance(index, faiss.IndexIVFFlat) else Flat)(index)
+
+
+def _checksum(path):
+    checksum = 0
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
