@@ -26,7 +26,7 @@ Either command writes to the output directory
     vocab.txt    V
     items.txt    line i, from 0 on, is the raw id of item i, then a tab and its text if it has one
 
-and where items have text or fields (text.py says what is a token)
+and where items have text or fields (ssr/preparation/text.py says what a token is)
 
     item_tokens.txt  line i is the token ids of item i, with a space between
     tokens.txt       line i, from 0 on, is token i
@@ -41,149 +41,194 @@ them; its tokens.txt stays as it is. For that, the test part may be left out (--
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 
-from ssr.errors import DataError
-from ssr.preparation import text
-from ssr.preparation.click_log import YOOCHOOSE_COLUMNS
-from ssr.preparation.preprocess import PARTS, run_clicks, run_sessions
+from ssr.commands import Parser, number, run
 
-TABLE_COLUMNS = {"session_column": "SessionId", "item_column": "ItemId", "time_column": "Time"}
-TABLE_FLAGS = (*TABLE_COLUMNS, "text_column", "field_columns", "separator")
+from ssr.preparation.click_log import YOOCHOOSE_COLUMNS, Columns, open_table, open_yoochoose
+from ssr.preparation.filtering import PARTS, Rules
+from ssr.preparation.from_clicks import prepare_clicks
+from ssr.preparation.from_sessions import prepare_sessions
+from ssr.preparation.numbering import NO_EARLIER_RUN, read_earlier_run
+from ssr.preparation.text import CUTTERS
+from ssr.preparation.writing import TextSettings
+
+TABLE_FLAGS = ("session_column", "item_column", "time_column", "text_column", "field_columns",
+               "separator")
 TEXT_FLAGS = ("min_token_count", "chinese_cutter", "all_items")
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="preprocess.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
+# --- flags ----------------------------------------------------------------------------------------
 
-    clicks = commands.add_parser("clicks", help="from a log of clicks")
-    add = clicks.add_argument
+
+def parse_args(argv=None):
+    parser = Parser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_subparsers(dest="command", required=True)
+    clicks = parser.add_command("clicks", run_clicks, "from a log of clicks")
+    add_click_flags(clicks.add_argument)
+    sessions = parser.add_command("sessions", run_sessions, "from files of a session a line")
+    add_session_flags(sessions.add_argument)
+    for command in (clicks, sessions):
+        add_text_flags(command.add_argument)
+    args = parser.parse(argv)
+    if args.command == "clicks":
+        check_click_flags(args, clicks.error)
+    else:
+        check_session_flags(args, sessions.error)
+    return args
+
+
+def add_click_flags(add):
+    count, days = number(int, 1, 10 ** 9), number(float, 0, 10 ** 6)
     add("--input", required=True, help="the log of clicks")
-    add("--layout", required=True, choices=["yoochoose", "table"],
+    add("--layout", required=True, choices=("yoochoose", "table"),
         help="yoochoose: session,timestamp,item,category without a header; table: CSV, TSV or "
-             "Parquet with named columns")
-    add("--output_dir", required=True)
-    # No defaults here: the other layout refuses these flags.
-    add("--session_column", help="of a table (default: SessionId)")
-    add("--item_column", help="of a table (default: ItemId)")
-    add("--time_column",
-        help="of a table: seconds since 1970, or ISO 8601, in UTC unless it has an offset "
-             "(default: Time)")
-    add("--separator", type=_separator,
-        help="between the fields of a table; default: comma in .csv, tab in .tsv and .txt")
-    add("--min_session_length", type=_at_least(int, 1), default=2, metavar="CLICKS",
-        help="shorter sessions are dropped (default: %(default)s)")
-    add("--min_item_support", type=_at_least(int, 1), default=5, metavar="CLICKS",
-        help="items with fewer clicks are dropped (default: %(default)s)")
-    add("--test_days", type=_at_least(float, 0), default=1.0, metavar="DAYS",
-        help="length of the test period, may be a fraction (default: %(default)s); 0 for none")
-    add("--valid_days", type=_at_least(float, 0), default=0.0, metavar="DAYS",
-        help="length of the validation period before it (default: %(default)s, none)")
+             "Parquet with named columns; gzip is read as well")
+    add("--output_dir", required=True, help="where the files are written")
+    add("--session_column", default="SessionId", help="of a table")
+    add("--item_column", default="ItemId", help="of a table")
+    add("--time_column", default="Time", help="of a table: seconds since 1970, or ISO 8601, in UTC "
+        "unless it has an offset")
+    add("--separator", type=separator, help="between the fields of a table; when not given a "
+        "comma in .csv, a tab in .tsv and .txt, also with .gz behind it")
+    add("--min_session_length", type=count, default=2, metavar="CLICKS",
+        help="shorter sessions are dropped")
+    add("--min_item_support", type=count, default=5, metavar="CLICKS",
+        help="items with fewer clicks are dropped")
+    add("--test_days", type=days, default=1.0, metavar="DAYS",
+        help="length of the test period, may be a fraction; 0 for none")
+    add("--valid_days", type=days, default=0.0, metavar="DAYS",
+        help="length of the validation period before it; 0 for none")
     add("--keep_unknown", action="store_true",
         help="keep validation and test items that training does not have")
     add("--keep_times", action="store_true",
         help="also write the times of the clicks, which evaluate_stream.py reads")
-    add = _add_text_flags(clicks)
     add("--text_column", help="of a table: the text of the click's item; the newest counts")
-    add("--field_columns", nargs="+", metavar="COLUMN",
+    add("--field_columns", nargs="+", metavar="COLUMN", default=[],
         help="of a table: fields of the click's item, which become tokens; the newest count")
 
-    sessions = commands.add_parser("sessions", help="from files that hold a session a line")
-    add = sessions.add_argument
-    add("--train_files", required=True, nargs="+", metavar="FILE",
-        help="a session a line, raw ids of any kind with white space between")
-    add("--valid_files", nargs="+", metavar="FILE", default=[])
-    add("--test_files", nargs="+", metavar="FILE", default=[])
+
+def add_session_flags(add):
     for part in PARTS:
+        add(f"--{part}_files", nargs="+", metavar="FILE", default=[], required=part == "train",
+            help="a session a line, raw ids of any kind with white space between")
         add(f"--{part}_times", nargs="+", metavar="FILE", default=[],
-            help=f"the times of the clicks of --{part}_files: as many files of the same shape")
-    add("--output_dir", required=True)
-    _add_text_flags(sessions)
-    args = parser.parse_args(argv)
-    if args.command == "sessions" and not args.test_files and not args.continue_from:
-        sessions.error("--test_files is needed, but with --continue_from")
-    _check_flags(args, {"clicks": clicks, "sessions": sessions}[args.command].error)
-    return args
+            help=f"the times of the clicks of --{part}_files, in whole seconds: as many files of "
+                 "the same shape")
+    add("--output_dir", required=True, help="where the files are written")
 
 
-def _add_text_flags(command):
-    command.add_argument(
-        "--continue_from", metavar="DIR", help="an earlier output directory, whose items keep "
+def add_text_flags(add):
+    add("--continue_from", metavar="DIR", help="an earlier output directory, whose items keep "
         "their ids and texts: for train.py --init_from")
-    add = command.add_argument_group("text of the items").add_argument
     add("--items_path", metavar="FILE",
-        help="a line an item: raw id, tab, text, then columns of field:value if there are any")
-    add("--min_token_count", type=_at_least(int, 1), metavar="ITEMS",
-        help="tokens of fewer items of the training sessions are dropped (default: 2)")
-    add("--chinese_cutter", choices=text.CUTTERS,
-        help="how Chinese is cut (default: jieba if it is installed)")
+        help="the text of the items, a line each: raw id, tab, text, then columns of field:value "
+             "if there are any")
+    add("--min_token_count", type=number(int, 1, 10 ** 9), metavar="ITEMS", default=2,
+        help="tokens of fewer items of the training sessions are dropped")
+    add("--chinese_cutter", choices=CUTTERS,
+        help="how Chinese is cut; when not given jieba if it is installed, bigrams if not")
     add("--all_items", action="store_true",
         help="also give ids to items with text that occur in no session")
-    return add
 
 
-def _check_flags(args, error):
-    """Refuses flags that would have no effect, then sets the defaults of the others."""
-    def given(names):
-        return [f"--{name}" for name in names if getattr(args, name, None)]
+def separator(text):
+    """An argparse type: one character, or how people write a tab."""
+    text = {"\\t": "\t", "tab": "\t"}.get(text, text)
+    if len(text) != 1 or not text.isascii() or text in '\r\n"':
+        raise argparse.ArgumentTypeError(f"{text!r}: one character is needed, or 'tab'")
+    return text
 
-    if args.command == "clicks" and args.layout == "yoochoose" and given(TABLE_FLAGS):
-        error(f"{', '.join(given(TABLE_FLAGS))}: only for --layout table; the columns of yoochoose "
-              f"are always {','.join(YOOCHOOSE_COLUMNS)}")
-    columns = given(["text_column", "field_columns"])
+
+def check_click_flags(args, error):
+    """Refuses flags that would have no effect."""
+    of_table = flags(args, TABLE_FLAGS)
+    if args.layout == "yoochoose" and of_table:
+        error(f"{', '.join(of_table)}: only for --layout table; the columns of yoochoose are "
+              f"always {','.join(YOOCHOOSE_COLUMNS)}")
+    columns = flags(args, ["text_column", "field_columns"])
     if args.items_path and columns:
         error(f"--items_path and {' '.join(columns)}: the text of the items comes from one place")
-    if not args.items_path and not columns and given(TEXT_FLAGS):
-        source = "--items_path" + ", --text_column or --field_columns" * (args.command == "clicks")
-        error(f"{', '.join(given(TEXT_FLAGS))}: only for items with text: give {source}")
-    if args.command == "sessions":
-        for part in PARTS:
-            files, times = (getattr(args, f"{part}_{kind}") for kind in ("files", "times"))
-            if times and len(files) != len(times):
-                error(f"--{part}_files are {len(files)} and --{part}_times {len(times)}: the first "
-                      "belongs to the first, and so on")
-    args.min_token_count = args.min_token_count or 2
-    if args.command == "clicks":
-        for name, default in TABLE_COLUMNS.items():
-            setattr(args, name, getattr(args, name) or default)
+    if not args.items_path and not columns and flags(args, TEXT_FLAGS):
+        error(f"{', '.join(flags(args, TEXT_FLAGS))}: only for items with text: give --items_path, "
+              "--text_column or --field_columns")
 
 
-def _at_least(kind, low):
-    def parse(given):
-        value = kind(given)
-        if not low <= value < math.inf:
-            raise ValueError
-        return value
-    parse.__name__ = f"{kind.__name__} (it must be {low} or more)"
-    return parse
+def check_session_flags(args, error):
+    """Refuses flags that do not go together or would have no effect."""
+    if not args.test_files and not args.continue_from:
+        error("--test_files is needed; only with --continue_from it may be left out")
+    for part in PARTS:
+        files, times = (getattr(args, f"{part}_{kind}") for kind in ("files", "times"))
+        if times and len(files) != len(times):
+            error(f"--{part}_files are {len(files)} and --{part}_times {len(times)}: the first "
+                  "belongs to the first, and so on")
+    if not args.items_path and flags(args, TEXT_FLAGS):
+        error(f"{', '.join(flags(args, TEXT_FLAGS))}: only for items with text: give --items_path")
 
 
-def _separator(given):
-    given = {"\\t": "\t", "tab": "\t"}.get(given, given)
-    if len(given) != 1 or not given.isascii() or given in '\r\n"':
-        raise argparse.ArgumentTypeError(f"{given!r}: one character is needed, or 'tab'")
-    return given
+def flags(args, names):
+    """Those of the flags that were given."""
+    return [f"--{name}" for name in names if name in args.given]
 
 
-def main(argv=None) -> int:
-    args = parse_args(argv)
-    try:
-        {"clicks": run_clicks, "sessions": run_sessions}[args.command](args)
-    except DataError as error:
-        print(f"preprocess.py: error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"preprocess.py: error: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("preprocess.py: interrupted", file=sys.stderr)
-        return 130
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def run_clicks(args):
+    if args.layout == "yoochoose":
+        log = open_yoochoose(args.input)
+    else:
+        log = open_table(args.input, Columns(args.session_column, args.item_column,
+                                             args.time_column), args.separator)
+    rules = Rules(args.min_session_length, args.min_item_support, args.test_days, args.valid_days,
+                  args.keep_unknown)
+    written = prepare_clicks(
+        log, args.output_dir, rules, text_settings(args, args.text_column, args.field_columns),
+        keep_times=args.keep_times, earlier=earlier_run(args), on_stage=print_stage)
+    print_written(args.output_dir, written)
     return 0
+
+
+def run_sessions(args):
+    files, times = ({part: getattr(args, f"{part}_{kind}") for part in PARTS
+                     if getattr(args, f"{part}_{kind}")} for kind in ("files", "times"))
+    written = prepare_sessions(files, times, args.output_dir, text_settings(args),
+                               earlier=earlier_run(args), on_stage=print_stage)
+    print_written(args.output_dir, written)
+    return 0
+
+
+def earlier_run(args):
+    return read_earlier_run(args.continue_from) if args.continue_from else NO_EARLIER_RUN
+
+
+def text_settings(args, text_column=None, field_columns=()):
+    return TextSettings(args.items_path, text_column, field_columns, args.min_token_count,
+                        args.chinese_cutter, args.all_items)
+
+
+def print_stage(stage):
+    print(f"{stage.name:32}{stage.clicks:>14,} clicks {stage.sessions:>13,} sessions "
+          f"{stage.items:>11,} items", flush=True)
+
+
+def print_written(output_dir, written):
+    coverage, tokens = written.coverage, written.tokens
+    if coverage:
+        print(f"text: {coverage.with_text:,} of {coverage.items:,} items of the sessions have "
+              f"some; {coverage.outside:,} items with text occur in no session, they "
+              + ("come last" if coverage.outside_kept else
+                 "are left out (--all_items takes them)"))
+    if tokens:
+        print(f"tokens: {tokens.tokens:,} in tokens.txt, {tokens.per_item:.1f} an item; "
+              f"{tokens.without:,} items without any; Chinese is cut by {tokens.chinese_cutter}")
+    print(f"{output_dir}: {written.items:,} items in vocab.txt and items.txt")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    return run(lambda: args.run(args))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import preprocess
-from ssr.preparation import preprocess as output_files
+from ssr.preparation import output as output_files
 
 DAY = 86_400
 START = 1_396_310_400  # 1 April 2014, 00:00 UTC
 RSC15 = Path(__file__).parents[2] / "shared/data/rsc15_100k/yoochoose-clicks-100k.dat"
 GAMES = RSC15.parents[1] / "games6k"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def command_line():
+    """Messages begin with the name of the command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["preprocess.py"])
+        yield
 
 
 def iso(seconds):

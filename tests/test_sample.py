@@ -1,6 +1,8 @@
 """The generator of sessions, and the sample that is committed."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,12 +16,27 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def test_the_committed_sample_is_what_the_generator_makes(tmp_path):
-    assert make_sample.main(["--output_dir", str(tmp_path)]) == 0
-    for name in ("train_data/sessions.txt", "test_data/sessions.txt", "train_times/sessions.txt",
-                 "test_times/sessions.txt", "vocab.txt", "items.txt", *text.TOKEN_FILES):
-        folder = "" if os.path.exists(os.path.join(ROOT, name)) else "sample"
-        with open(os.path.join(ROOT, folder, name), "rb") as committed, open(tmp_path / name, "rb") as made:
+    content = [os.path.join("sample", name) for name in (
+        "train_times/sessions.txt", "test_times/sessions.txt", "items.txt", *text.TOKEN_FILES)]
+    assert make_sample.main(["--output_dir", str(tmp_path), "--content_dir",
+                             str(tmp_path / "sample")]) == 0
+    names = ["train_data/sessions.txt", "test_data/sessions.txt", "vocab.txt", *content]
+    assert sorted(names) == sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")
+                                   if path.is_file())
+    for name in names:
+        with open(os.path.join(ROOT, name), "rb") as committed, open(tmp_path / name, "rb") as made:
             assert committed.read() == made.read(), name
+
+
+def test_the_generator_runs_by_itself_and_without_paddle(tmp_path):
+    (tmp_path / "paddle.py").write_text("raise SystemExit('Paddle was loaded')")
+    command = [sys.executable, "-m", "ssr.preparation.sample", "--output_dir", str(tmp_path),
+               "--num_items", "7", "--train_sessions", "3", "--test_sessions", "2"]
+    subprocess.run(command, check=True, cwd=ROOT,
+                   env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (tmp_path / "vocab.txt").read_text() == "7\n"
+    assert len((tmp_path / "train_data" / "sessions.txt").read_text().splitlines()) == 3
+    assert (tmp_path / "items.txt").exists()
 
 
 def test_headlines_carry_the_topic_and_leave_the_sessions_alone(tmp_path):

@@ -1,6 +1,6 @@
-"""A log of clicks on disk -> numbers.
+"""A log of clicks on the disk -> numbers.
 
-    log = open_log("clicks.csv", "table", "SessionId", "ItemId", "Time")
+    log = open_table("clicks.csv", Columns("SessionId", "ItemId", "Time"))
     clicks, raw_items = read_clicks(log)
 
 Text files are read as strings and everything is converted here, so that an error can say in which
@@ -10,77 +10,105 @@ line what stands.
 from __future__ import annotations
 
 import contextlib
-import csv
-import math
 import os
 from typing import NamedTuple, Optional
 
 import polars as pl
 
 from ssr.errors import DataError
+from ssr.preparation import log_lines
+from ssr.preparation.text import ItemText
+from ssr.preparation.times import from_seconds, parse_times, why_no_time
 
 YOOCHOOSE_COLUMNS = ("session", "timestamp", "item", "category")
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-MAX_SECONDS = 1e11  # the year 5138; taken as milliseconds it is 1973
-ISO_FORMATS = [
-    f"%Y-%m-%d{between}%H:%M{rest}"
-    for between in "T "
-    for rest in (":%S%.fZ", ":%S%.f%#z", ":%S%.f", "%#z", "")
-] + ["%Y-%m-%d"]
+
+
+class Columns(NamedTuple):
+    """The names of the columns that a click is made of."""
+
+    session: str = "SessionId"
+    item: str = "ItemId"
+    time: str = "Time"
 
 
 class Log(NamedTuple):
-    """A log of clicks on disk.
+    """A log of clicks on the disk.
 
     path: the file
     scan: all of its columns, lazily; those of a text file are all strings
-    session, item, time: the names of the columns of interest
+    columns: the names of those that a click is made of
     separator: what is between the fields of a text file, None for Parquet
     header: how many records come before the first click
-    quote: the quote character of a text file, None where it has none
+    quoted: whether fields of a text file can be quoted
     """
 
     path: str
     scan: pl.LazyFrame
-    session: str
-    item: str
-    time: str
+    columns: Columns
     separator: Optional[str] = None
     header: int = 0
-    quote: Optional[str] = None
+    quoted: bool = False
 
 
-def open_log(path, layout, session, item, time, separator=None) -> Log:
-    """Finds out what kind of file a log is and whether it has the columns. Raises DataError."""
+# --- opening --------------------------------------------------------------------------------------
+
+
+def open_yoochoose(path) -> Log:
+    """A log in the layout of yoochoose-clicks.dat, which has no header; gzip is read as well.
+    Raises DataError."""
+    _check_file(path)
+    log_lines.check_compression(path)
+    scan = pl.scan_csv(path, has_header=False, quote_char=None, glob=False,
+                       schema=dict.fromkeys(YOOCHOOSE_COLUMNS, pl.String))
+    return Log(path, scan, Columns("session", "item", "timestamp"), separator=",")
+
+
+def open_table(path, columns: Columns, separator=None) -> Log:
+    """A log with named columns: Parquet, or text with a header, which may be compressed with gzip.
+
+    separator: None to tell it from the name
+    Raises DataError.
+    """
+    _check_file(path)
+    name = path.lower()
+    if name.endswith((".parquet", ".pq")):
+        if separator:
+            raise DataError(f"{path}: Parquet has no separator: leave --separator out")
+        log = Log(path, pl.scan_parquet(path, glob=False), columns)
+    else:
+        separator = separator or SEPARATORS.get(os.path.splitext(name.removesuffix(".gz"))[1])
+        if separator is None:
+            raise DataError(f"{path}: cannot tell the separator from the name (.csv, .tsv and "
+                            ".txt, each also with .gz, and .parquet are known): give --separator")
+        log_lines.check_compression(path)
+        scan = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
+        log = Log(path, scan, columns, separator, header=1, quoted=True)
+    schema = _schema(log)
+    for what, name in columns._asdict().items():
+        _check_column(log, schema, name, f"--{what}_column")
+    return log
+
+
+def _check_file(path):
     if not os.path.isfile(path):
         raise DataError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}; "
                         "--input is a log of clicks")
-    extension = os.path.splitext(path)[1].lower()
-    if layout == "yoochoose":
-        scan = pl.scan_csv(path, has_header=False, quote_char=None, glob=False,
-                           schema={name: pl.String for name in YOOCHOOSE_COLUMNS})
-        return Log(path, scan, "session", "item", "timestamp", ",")
-    if extension in (".parquet", ".pq"):
-        log = Log(path, pl.scan_parquet(path, glob=False), session, item, time)
-    else:
-        separator = separator or SEPARATORS.get(extension)
-        if separator is None:
-            raise DataError(f"{path}: cannot tell the separator from the name (.csv, .tsv, .txt "
-                            "and .parquet are known): give --separator")
-        scan = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
-        log = Log(path, scan, session, item, time, separator, header=1, quote='"')
-    with _polars_errors(log):
-        schema = log.scan.collect_schema()
-    for flag, name in (("session", session), ("item", item), ("time", time)):
-        _check_column(log, schema, name, f"--{flag}_column")
-    return log
+
+
+def _schema(log):
+    with _readable(log):
+        return log.scan.collect_schema()
 
 
 def _check_column(log, schema, name, flag):
     if name not in schema:
         raise DataError(f"{log.path}, line 1: no column {name!r}; the columns are "
-                        f"{', '.join(map(repr, schema))}: name one with {flag} "
+                        f"{', '.join(_shown(column) for column in schema)}: name one with {flag} "
                         "(and check --separator)")
+
+
+# --- clicks ---------------------------------------------------------------------------------------
 
 
 def read_clicks(log: Log):
@@ -90,26 +118,22 @@ def read_clicks(log: Log):
     numbered from 0, and time <int64>, microseconds since 1970 in UTC; raw_items <str>[items] is
     the raw id of each item. Raises DataError.
     """
-    with _polars_errors(log):
-        schema = log.scan.collect_schema() if log.separator is None else {}
-        columns = [
-            _id_column(log, log.session, schema).alias("session"),
-            _id_column(log, log.item, schema).alias("item"),
-            _time_column(log, log.time, schema).alias("time"),
-        ]
+    schema = {} if log.separator else _schema(log)
+    columns = [
+        _id_column(log, log.columns.session, schema).alias("session"),
+        _id_column(log, log.columns.item, schema).alias("item"),
+        _time_column(log, log.columns.time, schema).alias("time"),
+    ]
+    with _readable(log):
         clicks = log.scan.select(columns).collect(engine="streaming")
-        clicks = _check_complete(log, clicks)
+        clicks = _without_blank_lines(log, clicks)
     if not len(clicks):
         raise DataError(f"{log.path}: the log holds no clicks")
     # One column after the other, so that only one is in memory as strings and as numbers.
     clicks = clicks.with_columns(_ranks(_as_numbers(clicks["session"])))
     items = _as_numbers(clicks["item"])
     raw_items = items.unique().sort().cast(pl.String)  # in the order of their ranks
-    broken = raw_items.filter(raw_items.str.contains("[\t\r\n]"))
-    if len(broken):
-        place = _place(log, clicks["item"].eq(broken[0]).arg_max())
-        raise DataError(f"{place}: the item id {broken[0]!r} holds a tab or a line break, which "
-                        "items.txt cannot: replace it")
+    _check_raw_items(log, raw_items)
     return clicks.with_columns(_ranks(items)), raw_items
 
 
@@ -128,117 +152,43 @@ def _time_column(log, name, schema):
     if dtype == pl.String:
         return column.map_batches(parse_times, return_dtype=pl.Int64, is_elementwise=True)
     if dtype.is_numeric():
-        return column.map_batches(_from_seconds, return_dtype=pl.Int64, is_elementwise=True)
+        return column.map_batches(from_seconds, return_dtype=pl.Int64, is_elementwise=True)
     if dtype == pl.Date or dtype == pl.Datetime:
         return column.dt.epoch("us")
     raise DataError(f"{log.path}: the column {name!r} is {dtype}; times are numbers (seconds), "
                     "text (ISO 8601) or dates")
 
 
-def parse_times(text: pl.Series) -> pl.Series:
-    """Seconds since 1970 or ISO 8601, UTC unless there is an offset, as <int64> microseconds;
-    null where it is neither."""
-    times = _from_seconds(text)
-    for iso_format in ISO_FORMATS:
-        if not times.has_nulls():
-            break
-        parsed = text.str.to_datetime(iso_format, time_unit="us", strict=False).dt.epoch("us")
-        times = times.zip_with(times.is_not_null(), parsed)
-    return times
-
-
-def _from_seconds(values):
-    seconds = values.cast(pl.Float64, strict=False)
-    in_range = seconds.is_between(-MAX_SECONDS, MAX_SECONDS)  # NaN is not
-    return (seconds.zip_with(in_range, pl.Series([None], dtype=pl.Float64)) * 1e6).round() \
-        .cast(pl.Int64)
-
-
-def _check_complete(log, clicks):
-    """The clicks without those of blank lines. Raises DataError for the first that lacks a value
-    or has a time that is none."""
+def _without_blank_lines(log, clicks):
+    """The clicks without those of blank lines. Raises DataError for the first one that lacks a
+    value or has no valid time."""
     faulty = clicks.select(
         pl.any_horizontal(pl.all().is_null(), pl.selectors.string() == "").fill_null(True)
     ).to_series()
     if not faulty.any():
         return clicks
-    if log.separator is not None:
+    if log.separator:
         blank = log.scan.select(pl.all_horizontal(pl.all().is_null())).collect().to_series()
         if not (faulty & ~blank).any():
             return clicks.filter(~blank)
         faulty &= ~blank
     row = faulty.arg_max()
-    raw = log.scan.slice(row, 1).select(log.session, log.item, log.time).collect().row(0)
-    for name, value in zip((log.session, log.item, log.time), raw):
+    values = log.scan.slice(row, 1).select(*log.columns).collect().row(0)
+    for name, value in zip(log.columns, values):
         if value is None or value == "":
             raise DataError(f"{_place(log, row)}: no value in the column {name!r}: "
                             "complete or remove the line")
-    raise DataError(f"{_place(log, row)}: {raw[2]!r} in the column {log.time!r} is not a time: "
-                    + _time_hint(raw[2]))
+    raise DataError(f"{_place(log, row)}: {_shown(values[2])} in the column {log.columns.time!r} "
+                    f"is not a time: {why_no_time(values[2])}")
 
 
-def _time_hint(value):
-    with contextlib.suppress(ValueError):
-        if MAX_SECONDS < abs(float(value)) < math.inf:
-            return ("a number is in seconds since 1970, and this looks like milliseconds or "
-                    "finer: divide")
-    return "it must be a number (seconds since 1970) or ISO 8601, as 2014-04-01T01:03:31.000Z"
-
-
-def check_item_columns(log: Log, text_column, field_columns) -> None:
-    """Raises DataError unless the log has the columns, with something that text can be made of."""
-    with _polars_errors(log):
-        schema = log.scan.collect_schema()
-    flags = [("--text_column", name) for name in [text_column] if name]
-    for flag, name in flags + [("--field_columns", name) for name in field_columns or []]:
-        _check_column(log, schema, name, flag)
-        dtype = schema[name]
-        if flag == "--field_columns":
-            dtype = getattr(dtype, "inner", dtype)  # of a list
-            usable = dtype.is_numeric() or dtype in (pl.Boolean, pl.Date)
-        else:
-            usable = False
-        if not usable and dtype not in (pl.String, pl.Categorical, pl.Enum):
-            raise DataError(f"{log.path}: the column {name!r} is {schema[name]}, which {flag} "
-                            "cannot take: convert it to text")
-
-
-def read_item_columns(log: Log, clicks, raw_items, text_column, field_columns) -> dict:
-    """The newest text and fields of each item that has any: {raw id: (text, {name: value})}.
-
-    clicks, raw_items: what read_clicks made of this log
-    text_column, field_columns: a name or None, names or None; an empty value counts for nothing
-    """
-    found = {}
-    if text_column:
-        for item, value in _newest_values(log, clicks, text_column):
-            found.setdefault(item, ["", {}])[0] = value
-    for name in field_columns or []:
-        for item, value in _newest_values(log, clicks, name):
-            found.setdefault(item, ["", {}])[1][name] = value
-    items = sorted(found)
-    return {raw: tuple(found[item]) for item, raw in zip(items, raw_items.gather(items))}
-
-
-def _newest_values(log, clicks, name):
-    """(item, value) of each item that has a value in a column. Only those values are ever in
-    memory: which rows they stand in is found first."""
-    scan = log.scan
-    if log.separator is not None:  # without blank lines, as clicks is
-        scan = scan.filter(~pl.all_horizontal(pl.all().is_null()))
-    with _polars_errors(log):
-        value = pl.col(name)
-        kind = log.scan.collect_schema()[name]
-        if isinstance(kind, (pl.List, pl.Array)):
-            filled = value.is_not_null()
-        else:
-            filled = value.cast(pl.String).str.strip_chars() != ""
-        filled = scan.select(filled.fill_null(False)).collect(engine="streaming").to_series()
-        newest = clicks.select("item", "time").with_row_index("row").filter(filled) \
-            .sort("time", maintain_order=True).group_by("item").agg(pl.col("row").last())
-        values = scan.select(value.alias("value")).with_row_index("row") \
-            .join(newest.lazy(), on="row").select("item", "value").collect(engine="streaming")
-    return values.iter_rows()
+def _check_raw_items(log, raw_items):
+    broken = raw_items.filter(raw_items.str.contains("[\t\r\n]"))
+    if len(broken):
+        item = pl.col(log.columns.item).cast(pl.String)
+        row = log.scan.select((item == broken[0]).fill_null(False)).collect().to_series().arg_max()
+        raise DataError(f"{_place(log, row)}: the item id {_shown(broken[0])} holds a tab or a "
+                        "line break, which items.txt cannot: replace it")
 
 
 def _as_numbers(ids):
@@ -256,52 +206,92 @@ def _ranks(ids):
     return ids.rank("dense").cast(pl.UInt32) - 1
 
 
+# --- text of the items ----------------------------------------------------------------------------
+
+
+def check_item_columns(log: Log, text_column, field_columns) -> None:
+    """Raises DataError unless the log has the columns, with something that text can be made of.
+
+    text_column: a name or None; field_columns: names
+    """
+    schema = _schema(log)
+    flags = [("--text_column", name) for name in [text_column] if name]
+    for flag, name in flags + [("--field_columns", name) for name in field_columns]:
+        _check_column(log, schema, name, flag)
+        dtype = schema[name]
+        usable = False
+        if flag == "--field_columns":
+            dtype = getattr(dtype, "inner", dtype)  # of a list
+            usable = dtype.is_numeric() or dtype in (pl.Boolean, pl.Date)
+        if not usable and dtype not in (pl.String, pl.Categorical, pl.Enum):
+            raise DataError(f"{log.path}: the column {name!r} is {schema[name]}, which {flag} "
+                            "cannot take: convert it to text")
+
+
+def read_item_columns(log: Log, clicks, raw_items, text_column, field_columns) -> dict:
+    """The newest text and fields of each item that has any: {raw id: ItemText}.
+
+    clicks, raw_items: what read_clicks made of this log
+    text_column, field_columns: as of check_item_columns; an empty value counts for nothing
+    """
+    texts, fields = {}, {}
+    if text_column:
+        texts = dict(_newest_values(log, clicks, text_column))
+    for name in field_columns:
+        for item, value in _newest_values(log, clicks, name):
+            fields.setdefault(item, {})[name] = value
+    items = sorted(texts.keys() | fields.keys())
+    return {raw: ItemText(texts.get(item, ""), fields.get(item, {}))
+            for item, raw in zip(items, raw_items.gather(items))}
+
+
+def _newest_values(log, clicks, name):
+    """(item, value) of each item that has a value in a column. The rows that they stand in are
+    looked up first, so that no other values are ever in memory."""
+    scan, schema = log.scan, _schema(log)
+    if log.separator:  # without blank lines, as clicks is
+        scan = scan.filter(~pl.all_horizontal(pl.all().is_null()))
+    value = pl.col(name)
+    if isinstance(schema[name], (pl.List, pl.Array)):
+        has_value = value.is_not_null()
+    else:
+        has_value = value.cast(pl.String).str.strip_chars() != ""
+    with _readable(log):
+        has_value = scan.select(has_value.fill_null(False)).collect(engine="streaming").to_series()
+        newest = clicks.select("item", "time").with_row_index("row").filter(has_value) \
+            .sort("time", maintain_order=True).group_by("item").agg(pl.col("row").last())
+        values = scan.select(value.alias("value")).with_row_index("row") \
+            .join(newest.lazy(), on="row").select("item", "value").collect(engine="streaming")
+    return values.iter_rows()
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
-def _polars_errors(log):
+def _readable(log):
     """Turns what polars says of an unreadable file into a DataError, with the line where there is
     one to blame."""
     try:
         yield
     except pl.exceptions.NoDataError as error:
         raise DataError(f"{log.path}: the log holds no clicks, it is empty") from error
-    except pl.exceptions.PolarsError as error:
-        reason = _unreadable_line(log) if log.separator is not None else None
-        reason = reason or f": cannot be read: {str(error).strip().splitlines()[0]}"
-        raise DataError(f"{log.path}{reason}") from error
-
-
-def _records(log):
-    """(number of its last line, fields) of each record of a text file, the header included; slow,
-    it only runs to say what is wrong with a file."""
-    with open(log.path, encoding="utf-8-sig", newline="") as f:
-        quoting = csv.QUOTE_MINIMAL if log.quote else csv.QUOTE_NONE
-        reader = csv.reader(f, delimiter=log.separator, quoting=quoting)
-        for fields in reader:
-            yield reader.line_num, fields
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        fault = None
+        if log.separator:
+            width = None if log.header else len(YOOCHOOSE_COLUMNS)
+            fault = log_lines.find_fault(log.path, log.separator, log.quoted, width)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{log.path}{fault or f': cannot be read: {reason}'}") from error
 
 
 def _place(log, row):
-    """Where the click `row` (from 0 on) is, for an error."""
-    if log.separator is None:
+    """Where the click `row` is, from 0 on, for an error."""
+    if not log.separator:
         return f"{log.path}, row {row + 1}"
-    for record, (line, _) in enumerate(_records(log)):
-        if record == row + log.header:
-            return f"{log.path}, line {line}"
-    return f"{log.path}, record {row + 1}"
+    return log_lines.place(log.path, row, log.header, log.quoted)
 
 
-def _unreadable_line(log):
-    """', line N: what is wrong' for the first line that is not UTF-8 or has too many fields."""
-    with open(log.path, "rb") as f:
-        for line, raw in enumerate(f, 1):
-            try:
-                raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return f", line {line}: not UTF-8 ({error.reason}): convert the file"
-    width = None if log.header else len(YOOCHOOSE_COLUMNS)
-    for line, fields in _records(log):
-        width = width or len(fields)
-        if len(fields) > width or (len(fields) < width and not log.header and fields):
-            return (f", line {line}: {len(fields)} fields where {width} are expected "
-                    f"(separator {log.separator!r})")
-    return None
+def _shown(value, length=60):
+    """A value as an error shows it: the beginning of a long one."""
+    return repr(value if len(str(value)) <= length else str(value)[:length] + "...")

@@ -1,21 +1,24 @@
 """Makes sessions whose next click can be learned: the sample of this project, or a large one.
 
-    python make_sample.py --output_dir .            # what is committed here, byte by byte
-    python make_sample.py --output_dir /tmp/large --num_items 100000 --train_sessions 1000000
+    python -m ssr.preparation.sample --content_dir sample    # what is committed, byte by byte
+    python -m ssr.preparation.sample --output_dir /tmp/large --num_items 100000 \\
+        --train_sessions 1000000
 
-A reader has a topic, now and then another one. The next click is an article that follows the last
-one, an earlier one again, or a popular one of the topic. The headline of an article holds words of
-its topic. Nobody's data is in it.
+A reader has a topic, and now and then turns to another one. The next click is an article that
+follows the last one, an earlier one again, or a popular one of the topic. The headline of an
+article holds words of its topic. Nobody's data is in it.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
+from ssr.commands import Parser, number, run
+
 import numpy as np
 
+from ssr.errors import SetupError
 from ssr.preparation import text
 
 # What the articles of each topic are about: topic, who, what; who and what once more in Chinese.
@@ -99,11 +102,18 @@ def _follower(random, item, num_items, num_topics):
 
 def write_sessions(path, items, offsets):
     """A session a line, ids with a blank between."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     ids = items.astype(str)
-    with open(path, "w", encoding="utf-8", newline="\n") as f:
+    with _create(path) as f:
         for begin, end in zip(offsets[:-1], offsets[1:]):
             f.write(" ".join(ids[begin:end]) + "\n")
+
+
+def _create(path, mode="w"):
+    """A file open for writing, UTF-8 with line feeds on every system, in a directory that is made
+    where needed."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    text_mode = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    return open(path, mode, **text_mode)
 
 
 def make_times(offsets, seed):
@@ -137,50 +147,60 @@ def _choose(choices, draw):
     return choices[int(draw * len(choices))]
 
 
-def write_sample(output_dir, num_items, train_sessions, test_sessions, seed):
-    """Writes train_data/, test_data/, the times of their clicks in train_times/ and test_times/,
-    vocab.txt, items.txt and the tokens of the headlines under output_dir."""
+def write_sample(output_dir, num_items, train_sessions, test_sessions, seed, content_dir=None):
+    """Writes a sample.
+
+    output_dir: for train_data/, test_data/ and vocab.txt
+    content_dir: for the times of the clicks in train_times/ and test_times/, items.txt and the
+        tokens of the headlines; None for output_dir
+    """
+    content_dir = content_dir or output_dir
     items, offsets = make_sessions(train_sessions + test_sessions, num_items, seed)
-    for kind, values in (("data", items), ("times", make_times(offsets, seed))):
-        write_sessions(os.path.join(output_dir, f"train_{kind}", "sessions.txt"), values,
+    for directory, kind, values in ((output_dir, "data", items),
+                                    (content_dir, "times", make_times(offsets, seed))):
+        write_sessions(os.path.join(directory, f"train_{kind}", "sessions.txt"), values,
                        offsets[:train_sessions + 1])
-        write_sessions(os.path.join(output_dir, f"test_{kind}", "sessions.txt"), values,
+        write_sessions(os.path.join(directory, f"test_{kind}", "sessions.txt"), values,
                        offsets[train_sessions:])
-    with open(os.path.join(output_dir, "vocab.txt"), "w", encoding="utf-8", newline="\n") as f:
+    with _create(os.path.join(output_dir, "vocab.txt")) as f:
         f.write(f"{num_items}\n")
     headlines = make_headlines(num_items, seed)
-    with open(os.path.join(output_dir, "items.txt"), "w", encoding="utf-8", newline="\n") as f:
+    with _create(os.path.join(content_dir, "items.txt")) as f:
         f.writelines(f"n{item:04d}\t{headline}\n" for item, headline in enumerate(headlines))
-    counted = np.bincount(items[:offsets[train_sessions]], minlength=num_items) > 0
+    in_training = np.bincount(items[:offsets[train_sessions]], minlength=num_items) > 0
     # The same files on every machine, whether jieba is there or not.
-    bags = text.make_bags(map(text.ItemText, headlines), counted, 2, text.Tokenizer("bigrams"))
-    bags.write(lambda name: open(os.path.join(output_dir, name), "wb"))
+    bags = text.make_bags(map(text.ItemText, headlines), in_training, 2, text.Tokenizer("bigrams"))
+    bags.write(lambda name: _create(os.path.join(content_dir, name), "wb"))
+
+
+# --- the command ----------------------------------------------------------------------------------
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Sessions to try the scripts on",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--output_dir", default=".", help="where the files are written")
-    parser.add_argument("--num_items", type=int, default=500)
-    parser.add_argument("--train_sessions", type=int, default=800)
-    parser.add_argument("--test_sessions", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args(argv)
-    if args.num_items < 2 or min(args.train_sessions, args.test_sessions) < 1 or args.seed < 0:
-        parser.error("at least 2 items and 1 session of each kind are needed, and a seed from 0 on")
-    return args
+    parser = Parser("Sessions to try the commands on")
+    add = parser.add_argument
+    add("--output_dir", default=".", help="where the sessions are written")
+    add("--content_dir", help="where the times of the clicks and the text of the items are "
+        "written, if not there as well")
+    add("--num_items", type=number(int, 2, 10 ** 8), default=500, help="number of items")
+    add("--train_sessions", type=number(int, 1, 10 ** 9), default=800,
+        help="sessions to train on")
+    add("--test_sessions", type=number(int, 1, 10 ** 9), default=200, help="sessions to test on")
+    add("--seed", type=number(int, 0, 2 ** 32 - 1), default=1, help="of all that is drawn")
+    return parser.parse(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
-        write_sample(args.output_dir, args.num_items, args.train_sessions, args.test_sessions,
-                     args.seed)
-    except OSError as error:
-        print(f"make_sample.py: error: cannot write {error.filename}: {error.strerror}",
-              file=sys.stderr)
-        return 1
-    return 0
+
+    def command():
+        try:
+            write_sample(args.output_dir, args.num_items, args.train_sessions, args.test_sessions,
+                         args.seed, args.content_dir)
+        except OSError as error:
+            raise SetupError(f"cannot write {error.filename}: {error.strerror}") from error
+        return 0
+    return run(command)
 
 
 if __name__ == "__main__":

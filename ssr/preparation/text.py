@@ -9,9 +9,9 @@
 
 A word is a run of letters, marks and digits, in lower case and normalised (NFKC); apostrophes
 between letters belong to it, a possessive 's does not. Writing without spaces is cut further:
-Chinese into words with jieba where that is installed, into pairs of neighbours otherwise; kana,
-Thai, Lao, Khmer and Burmese into pairs always. What is served must be cut as what was trained on
-was, so the way of cutting has a name, which tokens.json keeps beside tokens.txt.
+Chinese into words with jieba if that is installed and into pairs of neighbouring characters if not;
+kana, Thai, Lao, Khmer and Burmese always into pairs. An article that is served must be cut like
+those that the model was trained on: tokens.json, beside tokens.txt, says how that was.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 from ssr.errors import DataError
 from ssr.files import numbered_lines, shown_name
 
-VERSION = 1  # of the rules below: other rules, other words, and a vocabulary of other ids
+VERSION = 1  # of the rules below: other rules make another vocabulary
 CUTTERS = ("jieba", "bigrams")
 
 ITEM_TOKENS_FILE, TOKENS_FILE, CUTTING_FILE = "item_tokens.txt", "tokens.txt", "tokens.json"
@@ -40,6 +40,7 @@ TOKEN_FILES = (ITEM_TOKENS_FILE, TOKENS_FILE, CUTTING_FILE)
 
 _ASCII_WORD = re.compile("[a-z0-9]+(?:'(?=[a-z])[a-z0-9]+)*")
 _POSSESSIVE = re.compile("(?:'s)+$")
+_HUGE_REFERENCE = re.compile("&#[0-9]{100,};?")  # html.unescape may refuse to read the number
 _HAN = "々〆〇\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 _WITHOUT_SPACES = [  # blocks, each cut by itself: a change of script is the end of a word
     range(0x0E00, 0x0F00),  # Thai, Lao
@@ -65,15 +66,14 @@ class ItemText(NamedTuple):
 
 
 def chinese_cutter() -> str:
-    """How Chinese is cut where nobody says otherwise: "jieba" if it is installed, "bigrams" if
-    not."""
+    """How Chinese is cut by default: "jieba" if it is installed, "bigrams" if not."""
     return "bigrams" if _import_jieba() is None else "jieba"
 
 
 def _import_jieba():
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its age
+            warnings.simplefilter("ignore")  # it is older than the Python that it runs on
             import jieba
     except ImportError:
         return None
@@ -82,7 +82,7 @@ def _import_jieba():
 
 
 class Tokenizer:
-    """Cuts text into words. Raises DataError for a cutter that is not there.
+    """Cuts text into words. Raises DataError for an unknown cutter, or one that is not installed.
 
     cutter: "jieba" or "bigrams", how runs of Chinese are cut; None for chinese_cutter()
     """
@@ -90,7 +90,7 @@ class Tokenizer:
     def __init__(self, cutter=None):
         self.cutter = cutter or chinese_cutter()
         if self.cutter not in CUTTERS:
-            raise DataError(f"no way to cut Chinese is named {cutter!r}; there are "
+            raise DataError(f"unknown way to cut Chinese: {cutter!r}; there are "
                             + " and ".join(CUTTERS))
         self._cut_chinese = _bigrams
         if self.cutter == "jieba":
@@ -102,8 +102,8 @@ class Tokenizer:
 
     def words(self, text: str) -> list[str]:
         """The words of a text, in order, as often as they occur."""
-        if "&" in text:
-            text = html.unescape(text)  # titles that come from web pages hold &amp; and the like
+        if "&" in text:  # titles that come from web pages hold &amp; and the like
+            text = html.unescape(_HUGE_REFERENCE.sub("\N{REPLACEMENT CHARACTER}", text))
         if text.isascii():
             words = _ASCII_WORD.findall(text.lower())
         else:
@@ -123,7 +123,7 @@ class Tokenizer:
         return words
 
     def bag(self, text: str, fields: Mapping = {}) -> list[str]:
-        """The different words of a text, then those of the fields, in order, each once."""
+        """The distinct words of a text, then the tokens of its fields, in order."""
         tokens = dict.fromkeys(self.words(text))
         if fields:
             tokens.update(dict.fromkeys(field_tokens(fields)))
@@ -132,11 +132,11 @@ class Tokenizer:
 
 def field_tokens(fields: Mapping) -> list[str]:
     """{name: value or list of values} -> a token "name:value" for each value, in lower case, with
-    _ for white space. A value that is None or blank is none. Raises DataError."""
+    _ for white space. None and blank values give no token. Raises DataError."""
     tokens = []
     for name, values in fields.items():
         if not name.strip() or ":" in name:
-            raise DataError(f"{name!r} is no name of a field: it must not be empty, nor hold a "
+            raise DataError(f"{name!r} cannot be the name of a field: it is empty or holds a "
                             "colon")
         for value in values if isinstance(values, (list, tuple)) else [values]:
             value = "" if value is None else "_".join(_fold(str(value)).split())
@@ -150,31 +150,31 @@ def _fold(text):
     if text.isascii():
         return text.lower()
     text = unicodedata.normalize("NFKC", text.translate(_rules().replaced))
-    # Folding makes Cherokee upper case, hence lower(); what it makes of others may have to be
-    # composed again.
+    # Folding makes Cherokee upper case, hence lower(); other letters it takes apart, hence NFKC
+    # once more.
     return unicodedata.normalize("NFKC", text.casefold().lower())
 
 
 def _bigrams(run):
-    """Each two neighbours, marks with the letter they belong to; one alone is itself."""
+    """Pairs of neighbouring characters, each with its marks; a single character is itself."""
     letters = _rules().letter.findall(run)
     return [a + b for a, b in zip(letters, letters[1:])] or letters
 
 
 class _Rules(NamedTuple):
-    """run: a regular expression that finds words (group word), Chinese (han) and other writing
-    without spaces (no group); letter: one that finds a letter with its marks; replaced: for
-    str.translate"""
+    """run: a regular expression that finds words (group word), Chinese (group han) and other
+    writing without spaces (no group); letter: one that finds a letter with its marks; replaced: a
+    table for str.translate"""
 
     run: re.Pattern
     letter: re.Pattern
     replaced: dict
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _rules():
-    """Built from the Unicode tables when the first text that is not ASCII comes: re knows letters
-    and digits (\\w), but no marks."""
+    """Built from the Unicode tables once there is text that is not ASCII: re knows letters and
+    digits, but no marks."""
     points = [*range(0x80, 0x20000), *range(0xE0000, 0xE1000)]
     category = {point: unicodedata.category(chr(point)) for point in points}
     marks = {point for point in points if category[point][0] == "M"}
@@ -197,7 +197,7 @@ def _rules():
 
 
 def _ranges(points):
-    """Code points as what stands between the brackets of a regular expression."""
+    """Code points as a regular expression has them between brackets: "a-zA-Z"."""
     points = np.array(sorted(points))
     breaks = np.flatnonzero(np.diff(points) > 1)
     begins, ends = points[np.r_[0, breaks + 1]], points[np.r_[breaks, len(points) - 1]]
@@ -208,9 +208,12 @@ def _ranges(points):
 
 
 def read_items(path) -> dict[str, ItemText]:
-    """Reads a line an item: raw id, tab, text, then any number of columns `field:value`, without a
-    header. A field may come several times. path: - for standard input. Returns {raw id: ItemText}
-    in file order. Raises DataError."""
+    """Reads a file of items without a header, a line each: raw id, tab, text, then any number of
+    columns `field:value`, among which a field may come several times.
+
+    path: "-" for standard input
+    returns {raw id: ItemText} in file order; raises DataError
+    """
     items = {}
     lines = numbered_lines(path, "it holds the items, a line each: raw id, tab, text")
     path = shown_name(path)
@@ -219,10 +222,10 @@ def read_items(path) -> dict[str, ItemText]:
             continue
         raw, *columns = content.split("\t")
         if not raw or "\r" in raw:
-            raise DataError(f"{path}, line {line}: {raw!r} is no raw id; a line is raw id, tab, "
-                            "text")
+            raise DataError(f"{path}, line {line}: {raw[:40]!r} cannot be a raw id; a line is raw "
+                            "id, tab, text")
         if raw in items:
-            raise DataError(f"{path}, line {line}: item {raw!r} has a line before this one: "
+            raise DataError(f"{path}, line {line}: item {raw[:40]!r} has a line before this one: "
                             "keep one of them")
         fields = {}
         for column in filter(str.strip, columns[1:]):
@@ -238,9 +241,9 @@ def read_items(path) -> dict[str, ItemText]:
 class ItemBags(NamedTuple):
     """The tokens of all items.
 
-    tokens: <str>[T], token i is the one with id i; the commonest come first
+    tokens: <str>[T], token i is the one with id i; the most common ones come first
     ids: <int32>[n], token ids, the bags of all items end to end, each in the order of its text
-    lengths: <int64>[V], tokens of each item
+    lengths: <int64>[V], the number of tokens of each item
     cutter: how Chinese was cut
     """
 
@@ -250,13 +253,13 @@ class ItemBags(NamedTuple):
     cutter: str
 
     def write(self, create):
-        """item_tokens.txt, tokens.txt and tokens.json. create: name -> a file open for bytes, as
-        a context manager."""
-        ids, at = list(map(str, self.ids.tolist())), 0
+        """Writes item_tokens.txt, tokens.txt and tokens.json. create: opens the file of a name for
+        bytes, as a context manager."""
+        ids, begin = list(map(str, self.ids.tolist())), 0
         with create(ITEM_TOKENS_FILE) as f:
             for length in self.lengths.tolist():
-                f.write(" ".join(ids[at:at + length]).encode() + b"\n")
-                at += length
+                f.write(" ".join(ids[begin:begin + length]).encode() + b"\n")
+                begin += length
         with create(TOKENS_FILE) as f:
             f.writelines(token.encode() + b"\n" for token in self.tokens)
         with create(CUTTING_FILE) as f:
@@ -264,29 +267,30 @@ class ItemBags(NamedTuple):
             f.write(json.dumps(cutting).encode() + b"\n")
 
 
-def make_bags(items: Iterable[ItemText], counted, min_count: int, tokenizer: Tokenizer) -> ItemBags:
-    """Tokenizes all items and gives ids to the tokens that occur in enough of them.
+def make_bags(items: Iterable[ItemText], in_training, min_count: int,
+              tokenizer: Tokenizer) -> ItemBags:
+    """Tokenizes all items and gives ids to the tokens that occur in enough items of training: the
+    vector of any other token would stay random.
 
-    counted: <bool>[V], the items that count: those of training, since a word that only others
-        have would keep its random vector
-    min_count: in how many of them a token must occur
+    in_training: <bool>[V], which items occur in training
+    min_count: in how many of those a token must occur
     """
-    # Numbers in the order of appearance first: 4 bytes a token in memory, and no list an item.
+    # Tokens are numbered as they appear first: 4 bytes a token in memory, and no list an item.
     numbers, flat, lengths = {}, array.array("i"), array.array("q")
     for item in items:
         bag = tokenizer.bag(*item)
         flat.extend([numbers.setdefault(token, len(numbers)) for token in bag])
         lengths.append(len(bag))
     flat, lengths = np.array(flat, np.int32), np.array(lengths, np.int64)
-    counts = np.bincount(flat[np.repeat(counted, lengths)], minlength=len(numbers))
+    counts = np.bincount(flat[np.repeat(in_training, lengths)], minlength=len(numbers))
     tokens = list(numbers)
-    kept = np.flatnonzero(counts >= min_count).tolist()
-    kept.sort(key=lambda number: (-counts[number], tokens[number]))
-    new_id = np.full(len(numbers), -1, np.int32)
-    new_id[kept] = np.arange(len(kept), dtype=np.int32)
-    ids = new_id[flat]
+    frequent = np.flatnonzero(counts >= min_count).tolist()
+    frequent.sort(key=lambda number: (-counts[number], tokens[number]))
+    id_of = np.full(len(numbers), -1, np.int32)
+    id_of[frequent] = np.arange(len(frequent), dtype=np.int32)
+    ids = id_of[flat]
     item = np.repeat(np.arange(len(lengths)), lengths)[ids >= 0]
-    return ItemBags([tokens[number] for number in kept], ids[ids >= 0],
+    return ItemBags([tokens[number] for number in frequent], ids[ids >= 0],
                     np.bincount(item, minlength=len(lengths)), tokenizer.cutter)
 
 
@@ -297,7 +301,7 @@ class TokenVocabulary:
     """Encodes items as the preprocessing did.
 
     tokens: <str>[T], token i is the one with id i
-    tokenizer: cuts Chinese in the way that the vocabulary was made
+    tokenizer: cuts text as it was cut for the vocabulary
     """
 
     def __init__(self, tokens, tokenizer):
@@ -312,15 +316,14 @@ class TokenVocabulary:
     def load(cls, path, cutter=None) -> TokenVocabulary:
         """Reads tokens.txt (line i is token i) and, beside it, tokens.json (how Chinese was cut).
 
-        cutter: the name that it must have been cut by, None for whatever tokens.json says; needed
-            where there is no such file
+        cutter: one of CUTTERS, needed where there is no tokens.json; None for what that says
         Raises DataError, also where the two contradict each other.
         """
         return cls(read_tokens(path), Tokenizer(_read_cutter(path, cutter)))
 
     def encode(self, text, fields: Mapping = {}) -> np.ndarray:
-        """<int64>[tokens]: the ids of the different words and fields of an item, in order; those
-        that are not in the vocabulary are left out."""
+        """<int64>[tokens]: the ids of the distinct words and fields of an item, in order, without
+        those that the vocabulary lacks."""
         ids = [self.ids[token] for token in self.tokenizer.bag(text, fields) if token in self.ids]
         return np.array(ids, np.int64)
 
@@ -335,8 +338,8 @@ def read_tokens(path) -> list[str]:
             raise DataError(f"{path}, line {line}: an empty line; each line is a token, and its "
                             "place is the token's id")
         if token in numbers:
-            raise DataError(f"{path}, line {line}: the token {token[:40]!r} stands in line "
-                            f"{numbers[token] + 1} too; each has one id")
+            raise DataError(f"{path}, line {line}: the token {token[:40]!r} is in line "
+                            f"{numbers[token] + 1} as well; each has one id")
         numbers[token] = line - 1
     if not numbers:
         raise DataError(f"{path} holds no tokens")
@@ -344,6 +347,7 @@ def read_tokens(path) -> list[str]:
 
 
 def _read_cutter(tokens_path, cutter):
+    """How Chinese was cut for a tokens.txt. cutter: as of TokenVocabulary.load"""
     path = os.path.join(os.path.dirname(tokens_path), CUTTING_FILE)
     try:
         with open(path, encoding="utf-8") as f:
@@ -356,14 +360,14 @@ def _read_cutter(tokens_path, cutter):
         return cutter
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is damaged: run preprocess.py again") from error
     if recorded not in CUTTERS:
-        raise DataError(f"{path}: no way to cut Chinese is named {recorded!r}; there are "
+        raise DataError(f"{path}: unknown way to cut Chinese: {str(recorded)[:40]!r}; there are "
                         + " and ".join(CUTTERS))
     if version != VERSION:
-        raise DataError(f"{path}: the tokens were made by version {version} of the rules for "
-                        f"words, these are version {VERSION}: run preprocess.py again")
+        raise DataError(f"{path}: the tokens were made by version {str(version)[:40]} of the rules "
+                        f"for words, these are version {VERSION}: run preprocess.py again")
     if cutter not in (None, recorded):
         raise DataError(f"{path}: Chinese was cut by {recorded}, and {cutter} is asked for")
     return recorded

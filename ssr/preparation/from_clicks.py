@@ -1,0 +1,62 @@
+"""The road from a log of clicks to what training reads: filter, split, number, write."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from ssr.preparation.click_log import Log, check_item_columns, read_clicks, read_item_columns
+from ssr.preparation.filtering import Rules, Stage, filter_and_split
+from ssr.preparation.numbering import NO_EARLIER_RUN, EarlierRun, number_items
+from ssr.preparation.output import Output, sessions_name, times_name
+from ssr.preparation.writing import (
+    Catalogue,
+    TextSettings,
+    Written,
+    group_sessions,
+    has_tokens,
+    read_catalogue,
+    write_items,
+    write_sessions,
+    write_times,
+)
+
+
+def prepare_clicks(log: Log, output_dir, rules: Rules, settings: TextSettings, *,
+                   keep_times=False, earlier: EarlierRun = NO_EARLIER_RUN,
+                   on_stage: Callable[[Stage], None] = lambda stage: None) -> Written:
+    """Filters and splits a log and writes the output directory, all of it or nothing.
+
+    keep_times: whether the times of the clicks are written too
+    earlier: the run whose items keep their ids
+    on_stage: called after each step of the filtering
+    Raises DataError and SetupError.
+    """
+    check_item_columns(log, settings.text_column, settings.field_columns)
+    inputs = [path for path in (log.path, settings.items_path) if path]
+    with Output(output_dir, rules.parts, rules.parts if keep_times else [],
+                has_tokens(settings, earlier), inputs) as output:
+        # Small files first: what is wrong with them is told before the work.
+        catalogue = read_catalogue(settings.items_path)
+        clicks, raw_items = read_clicks(log)
+        if settings.text_column or settings.field_columns:
+            catalogue = Catalogue(log.path, read_item_columns(
+                log, clicks, raw_items, settings.text_column, settings.field_columns))
+        parts = filter_and_split(clicks, len(raw_items), rules, on_stage)
+        del clicks  # the parts are copies
+        columns = ["item", "time"] if keep_times else ["item"]
+        sessions = {part: group_sessions(parts.pop(part), columns) for part in rules.parts}
+        raw_ids, new_ids = number_items(sessions, raw_items, earlier.raw_ids)
+        _write_parts(output, sessions, new_ids, keep_times)
+        num_train = sessions["train"]["item"].explode().n_unique()
+        written = write_items(output, raw_ids, num_train, catalogue, settings, earlier)
+        output.commit()
+    return written
+
+
+def _write_parts(output, sessions, new_ids, keep_times):
+    for part, frame in sessions.items():
+        with output.create(sessions_name(part)) as f:
+            write_sessions(f, frame, new_ids)
+        if keep_times:
+            with output.create(times_name(part)) as f:
+                write_times(f, frame)

@@ -1,0 +1,120 @@
+"""The directory that preprocessing writes to: all files appear at the end, or none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+
+from ssr.errors import SetupError
+from ssr.preparation.filtering import PARTS
+from ssr.preparation.text import TOKEN_FILES
+
+SESSIONS_FILE = "sessions.txt"
+ITEMS_FILE, VOCAB_FILE = "items.txt", "vocab.txt"
+
+
+def sessions_name(part):
+    """The file of a part's sessions, below the directory."""
+    return os.path.join(f"{part}_data", SESSIONS_FILE)
+
+
+def times_name(part):
+    """The file of the times of a part's clicks, below the directory."""
+    return os.path.join(f"{part}_times", SESSIONS_FILE)
+
+
+class Output:
+    """The files of an output directory.
+
+        with Output("data", ["train", "test"], inputs=["clicks.csv"]) as output:
+            with output.create("vocab.txt") as f:
+                f.write(b"500\\n")
+            ...
+            output.commit()
+
+    They are written to a temporary directory inside of it, and commit() moves them to their names.
+    Without commit() they are removed, and so is the output directory if it did not exist before.
+    All methods raise SetupError.
+    """
+
+    def __init__(self, directory, parts, timed_parts=(), tokens=False, inputs=()):
+        """parts: those with sessions; timed_parts: those with times, too; tokens: whether there
+        will be text.TOKEN_FILES; inputs: paths of files that must not be overwritten"""
+        self.directory = directory
+        self.names = [*map(sessions_name, parts), *map(times_name, timed_parts),
+                      ITEMS_FILE, VOCAB_FILE, *(TOKEN_FILES if tokens else ())]
+        # Files of an earlier run that this one does not replace have ids of another vocabulary.
+        possible = [*TOKEN_FILES, *map(sessions_name, PARTS), *map(times_name, PARTS)]
+        self.outdated = [name for name in possible if name not in self.names]
+        with self._writing():
+            self._check_inputs(inputs)
+            self._check_folders(parts)
+
+    def _check_inputs(self, inputs):
+        for name in self.names + self.outdated:
+            path = os.path.join(self.directory, name)
+            if os.path.isdir(path):
+                raise SetupError(f"{path} is a directory, and preprocess.py has a file there: "
+                                 "choose another --output_dir")
+            for source in inputs:
+                if os.path.exists(path) and os.path.exists(source) \
+                        and os.path.samefile(path, source):
+                    raise SetupError(f"{source}: this input would be replaced by the output: "
+                                     "choose another --output_dir")
+
+    def _check_folders(self, parts):
+        for part in parts:
+            folder = os.path.join(self.directory, os.path.dirname(sessions_name(part)))
+            if not os.path.isdir(folder):
+                continue
+            others = sorted(name for name in os.listdir(folder)
+                            if not name.startswith(".") and name != SESSIONS_FILE)
+            if others:
+                raise SetupError(f"{folder} holds other files ({', '.join(others[:3])}), which "
+                                 "would be read together with the new ones: move them away or "
+                                 "choose another --output_dir")
+
+    def __enter__(self):
+        self.existed = os.path.isdir(self.directory)
+        with self._writing():
+            os.makedirs(self.directory, exist_ok=True)
+            self.temporary = tempfile.mkdtemp(prefix=".preprocess-", dir=self.directory)
+        return self
+
+    def __exit__(self, *exception):
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        if exception[0] is not None and not self.existed:
+            with contextlib.suppress(OSError):  # not empty: somebody else wrote there
+                os.rmdir(self.directory)
+
+    @contextlib.contextmanager
+    def create(self, name):
+        """Opens one of self.names to write bytes to; it is on the disk when the block ends."""
+        with self._writing(), open(self._temporary_path(name), "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+
+    def commit(self):
+        """Moves all files to their names, in place of those of an earlier run."""
+        with self._writing():
+            for name in self.names:
+                os.makedirs(os.path.dirname(os.path.join(self.directory, name)), exist_ok=True)
+            for name in self.outdated:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    os.remove(os.path.join(self.directory, name))
+            for name in self.names:
+                os.replace(self._temporary_path(name), os.path.join(self.directory, name))
+
+    def _temporary_path(self, name):
+        return os.path.join(self.temporary, name.replace(os.sep, "-"))
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise SetupError(f"cannot write to {self.directory}: {error.strerror or error}") \
+                from error
