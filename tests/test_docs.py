@@ -1,0 +1,329 @@
+"""What the READMEs and docs say is so: their commands run, their output looks like what comes out,
+their links lead somewhere, every flag stands somewhere.
+
+A fenced block is `sh` or `python`, which is run, or `text`, which is the output of the blocks before
+it. All blocks of a file run one after the other in a copy of the checkout, with made-up data under the
+names that the file uses. What PARSED names is parsed only; nothing else is left out.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from commandline import COMMANDS, ROOT, parser_of, subcommands
+
+from ssr.runtime import paddle
+
+ROOT = Path(ROOT)
+ENGLISH = ["README.md", "benchmarks/README.md",
+           *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+CHINESE = {path: "README_cn.md" if path == "README.md" else path.replace("docs/", "docs/cn/")
+           for path in ENGLISH if not path.startswith("benchmarks")}
+HAS_SERVER = paddle.__version__ in ("2.6.2", "3.0.0")
+
+# A pattern of commands that are parsed, not run, and why.
+PARSED = {
+    r"CUDA_VISIBLE_DEVICES=": "needs GPUs",
+    r"[AB]\$ ": "needs several machines; test_cluster.py has the processes on one",
+    r"python -m paddle\.distributed\.launch": "needs several machines; test_parallel.py starts it",
+    r"make |python3 -m venv|\. |pip install|python -m pytest": "installs; .ci/run does it",
+    r"python benchmarks/bench_": "takes minutes to hours",
+}
+if not HAS_SERVER:
+    PARSED["sh cluster_train.sh"] = "this Paddle has no parameter server"
+PARSED_FILES = {"benchmarks/README.md": "commands of the tables: hours, and data that is not ours"}
+OTHERS_FLAGS = {"--nnodes", "--rank", "--master", "--nproc_per_node"}  # of Paddle's launcher
+
+
+class Block(NamedTuple):
+    path: str
+    line: int  # of its first line
+    language: str
+    text: str
+
+    def __str__(self):
+        return f"{self.path}:{self.line}"
+
+    def commands(self):
+        """The commands of a block of sh, one a line of the shell."""
+        text = self.text.replace("\\\n", " ")
+        return [line.strip() for line in text.splitlines()
+                if line.strip() and not line.strip().startswith("#")]
+
+
+def blocks(path):
+    """The fenced blocks of a file; no other way to write code is allowed."""
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    start = None
+    for number, line in enumerate(lines, 1):
+        if line.startswith("```"):
+            if start is None:
+                start = number
+                assert line[3:] in ("sh", "python", "text"), f"{path}:{number}: {line}"
+            else:
+                text = "\n".join(lines[start:number - 1]) + "\n"
+                yield Block(path, start + 1, lines[start - 1][3:], text)
+                start = None
+        elif start is None:
+            assert not line.startswith("    "), f"{path}:{number}: code stands in a fence"
+    assert start is None, f"{path}:{start}: a fence without an end"
+
+
+def reason_to_parse(path, command):
+    """Why a command is not run, None where it is."""
+    if path in PARSED_FILES:
+        return PARSED_FILES[path]
+    return next((why for pattern, why in PARSED.items() if re.match(pattern, command)), None)
+
+
+# --- every command, parsed ------------------------------------------------------------------------
+
+
+def check_command(command):
+    """Raises an error where a command's flags are not what its parser takes."""
+    for part in re.split(r" (?:\||&&) ", command):
+        words = shlex.split(part, comments=True)
+        words = words[1:] if words[0] in ("A$", "B$", "do") else words
+        while words and re.match(r"\w+=", words[0]):
+            words = words[1:]
+        if words[0] in ("python", "python3"):
+            check_python(words[1:])
+        elif words[:2] == ["sh", "cluster_train.sh"]:
+            check_flags("cluster_train.py", words[2:])
+        elif words[0] == "make":
+            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+        elif words[:3] == ["pip", "install", "-r"]:
+            assert (ROOT / words[3].rstrip(";")).exists()
+        else:
+            assert words[0] in ("pip", "curl", "printf", ".", "for", "done", "kill", "cp", "ls")
+
+
+def check_python(words):
+    if words[:2] == ["-m", "paddle.distributed.launch"]:
+        words = words[next(i for i, word in enumerate(words) if word.endswith(".py")):]
+    if words[:2] in (["-m", "venv"], ["-m", "pytest"]):
+        return
+    count = 2 if words[0] == "-m" else 1
+    check_flags(" ".join(words[:count]), words[count:])
+
+
+def check_flags(command, flags):
+    if "--" in flags:  # a benchmark's flags, then those of train.py
+        check_flags("train.py", flags[flags.index("--") + 1:])
+        flags = flags[:flags.index("--")]
+    parser_of(command).parse_args(flags)
+
+
+@pytest.mark.parametrize("path", ENGLISH)
+def test_commands_are_what_their_parsers_take(path):
+    for block in blocks(path):
+        if block.language == "python":
+            compile(block.text, str(block), "exec")
+        for command in block.commands() if block.language == "sh" else []:
+            try:
+                check_command(command)
+            except (SystemExit, AssertionError, IndexError) as error:
+                pytest.fail(f"{block}: {command}: {error!r}")
+
+
+def test_all_that_is_only_parsed_is_there():
+    commands = [command for path in ENGLISH if path not in PARSED_FILES for block in blocks(path)
+                if block.language == "sh" for command in block.commands()]
+    assert not [pattern for pattern in PARSED
+                if not any(re.match(pattern, command) for command in commands)]
+
+
+def test_output_is_no_command():
+    """No command hides in a block that is not run."""
+    for path in ENGLISH:
+        for block in blocks(path):
+            if block.language == "text":
+                assert not re.search(r"^\s*(\w+=\S+ )*(python3?|sh|make|pip|curl) ", block.text, re.M)
+
+
+# --- what stands where ----------------------------------------------------------------------------
+
+
+def without_comments(block):
+    return [block.language, re.sub(r"\s*#.*", "", block.text)]
+
+
+@pytest.mark.parametrize("english, chinese", CHINESE.items(), ids=CHINESE)
+def test_the_chinese_commands_are_the_english_ones(english, chinese):
+    assert [without_comments(block) for block in blocks(chinese)] == \
+        [without_comments(block) for block in blocks(english)]
+
+
+def anchors(text):
+    """The names that GitHub gives to the headings of a text."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [*ENGLISH, *CHINESE.values()])
+def test_links_lead_somewhere(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"https?:", link):
+            file, _, anchor = link.partition("#")
+            target = (ROOT / path).parent / file if file else ROOT / path
+            assert target.exists(), link
+            if anchor:
+                assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def flags_of(parser):
+    for action in parser._actions:
+        yield from (flag for flag in action.option_strings if flag.startswith("--"))
+    for name in subcommands(parser):
+        yield from flags_of(next(action for action in parser._actions
+                                 if action.choices and name in action.choices).choices[name])
+
+
+@pytest.mark.parametrize("pages", [ENGLISH, [*CHINESE.values(), "benchmarks/README.md"]],
+                         ids=["English", "Chinese"])
+def test_every_flag_is_described(pages):
+    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
+    described = set(re.findall(r"--[a-z][a-z_]*", text))
+    benchmarks = [f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")
+                  if path.name != "common.py"]
+    flags = {flag for command in COMMANDS for flag in flags_of(parser_of(command))}
+    others = {flag for command in benchmarks for flag in flags_of(parser_of(command))}
+    assert not flags - described - {"--help"}
+    assert not described - flags - others - OTHERS_FLAGS
+
+
+# --- every command, run ---------------------------------------------------------------------------
+
+
+PRELUDE = """
+set -euo pipefail
+stop_server() {
+    if [ -e server.pid ]; then kill "$(cat server.pid)"; fi
+    while [ -e server.pid ]; do sleep 0.1; done
+}
+# Starts a server in the background and waits until it answers.
+serve() {
+    stop_server
+    touch server.pid
+    (code=0; "$@" --port PORT > server.log 2>&1 & echo $! > server.pid; wait $! || code=$?
+     rm server.pid; if [ $code != 0 ]; then cat server.log; fi) > server.out 2>&1 &
+    for _ in $(seq 300); do
+        if curl -sf http://127.0.0.1:PORT/healthz > /dev/null; then return; fi
+        if [ ! -e server.pid ]; then cat server.log; exit 1; fi
+        sleep 0.1
+    done
+    exit 1
+}
+"""
+TOP = ["*.py", "*.sh", "*.txt", "Makefile", "ssr", "sample", "train_data", "test_data", "benchmarks"]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the checkout with made-up data, in which `python` is this one."""
+    for pattern in TOP:
+        for source in ROOT.glob(pattern):
+            if source.is_dir():
+                shutil.copytree(source, tmp_path / source.name,
+                                ignore=shutil.ignore_patterns("__pycache__", ".cache"))
+            else:
+                shutil.copy(source, tmp_path)
+    make_data(tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "python3"):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    yield tmp_path
+    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+        os.kill(int((tmp_path / "server.pid").read_text()), signal.SIGKILL)
+
+
+def make_data(folder):
+    """What the docs call a reader's own data, made of the sample."""
+    ids = [line.split("\t") for line in (ROOT / "sample/items.txt").read_text().splitlines()]
+    sessions = [[int(item) for item in line.split()] for part in ("train_data", "test_data")
+                for line in (ROOT / part / "sessions.txt").read_text().splitlines()]
+    start = 1_507_680_000  # the sample's clicks, ten to a minute: four days of them
+    times = [[start + 345 * number + 10 * i for i in range(len(session))]
+             for number, session in enumerate(sessions)]
+    raw = [" ".join(ids[item][0] for item in session) for session in sessions]
+    seconds = [" ".join(map(str, row)) for row in times]
+
+    def write(name, lines):
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+    for name, part in {"train": slice(0, 700), "test": slice(800, 1000), "hour": slice(700, 800),
+                       "11-12": slice(0, 500), "13": slice(500, 750), "11-13": slice(0, 750),
+                       "14": slice(750, 1000), "morning": slice(800, 900),
+                       "afternoon": slice(900, 1000)}.items():
+        write(f"{name}.txt", raw[part])
+        write(f"{name}_times.txt", seconds[part])
+    write("items.tsv", [f"{item}\t{text}\tsection:city" for item, text in ids])
+    clicks = [(number, time, item) for number, session in enumerate(sessions)
+              for item, time in zip(session, times[number])]
+    write("clicks.csv", ["SessionId,ItemId,Time,Title,Section,Author",
+                         *(f"{number},{ids[item][0]},{time},{ids[item][1]},city,nobody"
+                           for number, time, item in clicks)])
+    instant = "2017-10-{:02d}T{:02d}:{:02d}:{:02d}.000Z".format
+    write("yoochoose-clicks.dat", [
+        f"{number},{instant(11 + t // 86400, t // 3600 % 24, t // 60 % 60, t % 60)},{item + 1},0"
+        for number, time, item in clicks for t in [time - start]])
+    write("clicks.tsv", [f"reader-{number}\t{ids[item][0]}" for number, time, item in clicks[:50]])
+    shutil.copytree(ROOT / "test_data", folder / "valid_data")
+
+
+def script_of(block, port):
+    """The block as a script of the shell, without what is only parsed."""
+    lines = []
+    for command in block.commands():
+        if reason_to_parse(block.path, command):
+            continue
+        if "python serve.py" in command:
+            settings, _, rest = command.partition("python serve.py")
+            command = f"serve env {settings}python serve.py{rest.partition('#')[0]}"
+        lines.append(command)
+    return (PRELUDE + "\n".join(lines) + "\n").replace("127.0.0.1:8000", f"127.0.0.1:{port}") \
+        .replace("PORT", str(port))
+
+
+def shape(text):
+    """The lines of an output without its numbers."""
+    return {re.sub(r"\d+(\.\d+)?(e-\d+)?", "#", line.strip()) for line in text.splitlines()
+            if line.strip() not in ("", "...")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in ENGLISH if path not in PARSED_FILES])
+def test_commands_run(path, checkout):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = {**os.environ, "PATH": f"{checkout}/bin:{os.environ['PATH']}",
+                   "PYTHONPATH": str(checkout)}
+    output = ""
+    for block in blocks(path):
+        if block.language == "text":
+            assert not shape(block.text) - shape(output), f"{block}: not in the output:\n{output}"
+            continue
+        if block.language == "sh":
+            command = ["bash", "-c", script_of(block, port)]
+        else:
+            command = ["python", "-c", block.text]
+        done = subprocess.run(command, cwd=checkout, env=environment, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              timeout=600)
+        output += done.stdout
+        assert done.returncode == 0, f"{block}:\n{block.text}\n{done.stdout}"
+        assert "Traceback" not in done.stdout, f"{block}:\n{done.stdout}"
+    if (checkout / "server.pid").exists():
+        os.kill(int((checkout / "server.pid").read_text()), signal.SIGTERM)
