@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import glob
+import hashlib
 import json
 import logging
 import os
@@ -11,12 +14,11 @@ import re
 import numpy as np
 
 from ssr.errors import SetupError
-from ssr.files import write_atomically
+from ssr.files import write_atomically, write_json
+from ssr.pickled import load_arrays
 from ssr.runtime import paddle
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = (".pdparams", ".pdopt", ".json")
 
 
 # --- versions, device, seed -----------------------------------------------------------------------
@@ -39,13 +41,13 @@ def check_devices(use_cuda, count=1):
     if not paddle.is_compiled_with_cuda():
         raise SetupError("--use_cuda 1 needs Paddle's GPU build and this is the CPU build: "
                          "pip uninstall paddlepaddle; pip install -r requirements.txt")
-    found = paddle.device.cuda.device_count()
+    num_gpus = paddle.device.cuda.device_count()
     visible = f"CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}"
-    if not found:
+    if not num_gpus:
         raise SetupError(f"--use_cuda 1 and no GPU is visible ({visible}): check nvidia-smi and "
                          "the driver, or use --use_cuda 0")
-    if found < count:
-        raise SetupError(f"--num_devices {count} and only {found} GPUs are visible ({visible})")
+    if num_gpus < count:
+        raise SetupError(f"--num_devices {count} and only {num_gpus} GPUs are visible ({visible})")
 
 
 def set_device(use_cuda):
@@ -57,93 +59,118 @@ def set_device(use_cuda):
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def make_model_dir(model_dir):
-    """Makes sure, before training, that model_dir can be written. Raises SetupError."""
+@contextlib.contextmanager
+def model_directory(model_dir):
+    """Makes a directory that can be written and keeps other trainings out of it, for as long as the
+    context lasts or the process lives. An empty one that it has made does not stay. Raises
+    SetupError."""
+    existed = os.path.isdir(model_dir)
     try:
         os.makedirs(model_dir, exist_ok=True)
         probe = os.path.join(model_dir, f".probe.{os.getpid()}")
         with open(probe, "wb"):
             pass
         os.remove(probe)
+        lock = os.open(model_dir, os.O_RDONLY)
     except OSError as error:
         raise SetupError(f"cannot write the model directory {model_dir}: "
                          f"{error.strerror or error}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SetupError(f"another training writes to {model_dir}: wait for it, or give "
+                             "another --model_dir") from error
+        yield
+    finally:
+        os.close(lock)
+        if not existed:
+            with contextlib.suppress(OSError):
+                os.rmdir(model_dir)
 
 
 def save_checkpoint(model_dir, epoch, model, optimizer_state, meta):
     """Writes epoch_N.pdparams, .pdopt and, last, .json, whose presence makes it complete.
 
-    meta: all that is needed to rebuild the model and to go on; sizes of the files are added
+    meta: all that is needed to rebuild the model and to go on; sizes and digests of the files are
+        added
     """
     path = os.path.join(model_dir, f"epoch_{epoch}")
     states = {".pdparams": model.state_dict(), ".pdopt": optimizer_state}
     for suffix, state in states.items():
         write_atomically(path + suffix, lambda name, state=state: paddle.save(state, name))
-    meta = dict(meta, epoch=epoch, bytes={s: os.path.getsize(path + s) for s in states})
-    write_atomically(path + ".json", lambda name: _write_json(name, meta))
+    write_json(path + ".json", dict(
+        meta, epoch=epoch, bytes={suffix: os.path.getsize(path + suffix) for suffix in states},
+        digests={suffix: file_digest(path + suffix) for suffix in states}))
     return path
 
 
-def _write_json(path, value):
-    with open(path, "w", encoding="utf-8") as f:
-        json.dump(value, f, indent=1, sort_keys=True)
-        f.write("\n")
-
-
-def append_metrics(model_dir, epoch, metrics):
-    """Adds the line of an epoch to model_dir/metrics.jsonl, in place of those from it on.
-
-    metrics: {name: number}
-    """
-    path = os.path.join(model_dir, "metrics.jsonl")
-    older = [line for line in read_metrics(path) if line["epoch"] < epoch]
-
-    def write(name):
-        with open(name, "w", encoding="utf-8") as f:
-            f.writelines(json.dumps(line) + "\n" for line in [*older, {"epoch": epoch, **metrics}])
-    write_atomically(path, write)
-
-
-def read_metrics(path):
-    """The lines of a metrics.jsonl, none where there is no such file. Raises SetupError."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            return [json.loads(line) for line in f]
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise SetupError(f"{path} is damaged: {error}; remove it") from error
+def file_digest(path):
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def checkpoint_epochs(model_dir):
     """Which epochs have files in model_dir, complete or not, in ascending order."""
-    names = (os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(model_dir),
-                                                                      "epoch_*")))
-    found = (re.fullmatch(r"epoch_(\d+)\.(?:pdparams|pdopt|json)", name) for name in names)
-    return sorted({int(match.group(1)) for match in found if match})
+    paths = glob.glob(os.path.join(glob.escape(model_dir), "epoch_*"))
+    matches = (re.fullmatch(r"epoch_(\d{1,9})\.(?:pdparams|pdopt|json)", os.path.basename(path))
+               for path in paths)
+    return sorted({int(match.group(1)) for match in matches if match})
+
+
+_POSITIVE = (int, lambda value: value > 0)
+_NOT_NEGATIVE = ((int, float), lambda value: 0 <= value < float("inf"))
+_TEXT = (str, lambda value: True)
+_MODEL = {"vocab_size": _POSITIVE, "embedding_dim": _POSITIVE, "hidden_size": _POSITIVE,
+          "members": _POSITIVE, "num_tokens": (int, lambda value: value >= 0),
+          "dropout": _NOT_NEGATIVE, "user_encoder": _TEXT, "pooling": _TEXT, "item_encoder": _TEXT}
 
 
 def load_meta(model_dir, epoch):
-    """The metadata of a complete checkpoint. Raises SetupError where a file is missing or cut."""
+    """The metadata of a complete checkpoint. Raises SetupError where a file is missing or cut, or
+    the metadata are not those of a checkpoint."""
     path = os.path.join(model_dir, f"epoch_{epoch}")
     try:
         with open(path + ".json", encoding="utf-8") as f:
             meta = json.load(f)
+        _check_meta(meta)
         for suffix, size in meta["bytes"].items():
-            found = os.path.getsize(path + suffix)
-            if found != size:
-                raise SetupError(f"the checkpoint {path}{suffix} is damaged: {found} bytes "
+            actual = os.path.getsize(path + suffix)
+            if actual != size:
+                raise SetupError(f"the checkpoint {path}{suffix} is damaged: {actual} bytes "
                                  f"instead of {size}")
     except OSError as error:
         raise SetupError(f"the checkpoint {path} is incomplete: {error.filename}: "
                          f"{error.strerror}") from error
-    except (ValueError, KeyError) as error:
-        raise SetupError(f"the checkpoint {path}.json is damaged: {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SetupError(f"the checkpoint {path}.json is damaged: {str(error)[:200]}") from error
     return meta
 
 
+def _check_meta(meta):
+    """Raises ValueError, KeyError or TypeError where this is not what save_checkpoint wrote."""
+    for name in ("model", "run", "bytes"):
+        if not isinstance(meta[name], dict):
+            raise ValueError(f"{name} is {meta[name]!r:.40}")
+    if set(meta["model"]) != set(_MODEL):
+        raise ValueError(f"the sizes of a model are {', '.join(_MODEL)}")
+    for name, (kind, is_right) in _MODEL.items():
+        value = meta["model"][name]
+        if not isinstance(value, kind) or isinstance(value, bool) or not is_right(value):
+            raise ValueError(f"{name} is {value!r:.40}")
+    if not set(meta["bytes"]) <= {".pdparams", ".pdopt"} or ".pdparams" not in meta["bytes"]:
+        raise ValueError("it names no .pdparams")
+    best = meta.get("best")
+    if best is not None and not isinstance(best["epoch"], int):
+        raise ValueError(f"the best epoch is {best['epoch']!r:.40}")
+
+
 def newest_complete(model_dir):
-    """(epoch, metadata) of the newest complete checkpoint, or (0, None). Says what it skips."""
+    """(epoch, metadata) of the newest complete checkpoint, or (0, None). Logs what it skips."""
     for epoch in reversed(checkpoint_epochs(model_dir)):
         try:
             return epoch, load_meta(model_dir, epoch)
@@ -173,22 +200,39 @@ def check_vocab_size(meta, vocab_size):
 
 
 def load_state(model_dir, epoch, suffix):
-    """The state dict in epoch_N + suffix (".pdparams" or ".pdopt"). Raises SetupError."""
+    """The state dict in epoch_N + suffix (".pdparams" or ".pdopt"), {name: tensor}. Raises
+    SetupError, also where it is not the file that belongs to the epoch's metadata."""
     path = os.path.join(model_dir, f"epoch_{epoch}{suffix}")
-    try:
-        return paddle.load(path)
-    except Exception as error:  # what paddle raises on a damaged file varies with the damage
-        raise SetupError(f"cannot load the checkpoint {path}: {error}") from error
+    digest = load_meta(model_dir, epoch).get("digests", {}).get(suffix)
+    if digest is not None and file_digest(path) != digest:
+        raise SetupError(f"the checkpoint {path} is damaged, or that of another epoch: it is not "
+                         f"the file that epoch_{epoch}.json was written with")
+    return {name: paddle.to_tensor(array) for name, array in load_arrays(path).items()}
+
+
+def load_parameters(model, model_dir, epoch):
+    """Loads the parameters of a checkpoint into a model. Raises SetupError, also where they are not
+    those of such a model."""
+    path = os.path.join(model_dir, f"epoch_{epoch}.pdparams")
+    saved, wanted = load_state(model_dir, epoch, ".pdparams"), model.state_dict()
+    for name in sorted({*saved} ^ {*wanted}):
+        what = "lacks" if name in wanted else "holds, and the model has no,"
+        raise SetupError(f"{path} is not of the model that epoch_{epoch}.json describes: it "
+                         f"{what} {name}")
+    for name, value in wanted.items():
+        if list(saved[name].shape) != list(value.shape):
+            raise SetupError(f"{path} is not of the model that epoch_{epoch}.json describes: "
+                             f"{name} is {list(saved[name].shape)} and not {list(value.shape)}")
+    model.set_state_dict(saved)
 
 
 def remove_checkpoints(model_dir, after=0):
     """Removes the checkpoints of epochs later than after."""
     for epoch in checkpoint_epochs(model_dir):
         if epoch > after:
-            for suffix in reversed(SUFFIXES):
-                path = os.path.join(model_dir, f"epoch_{epoch}{suffix}")
-                if os.path.exists(path):
-                    os.remove(path)
+            for suffix in (".json", ".pdopt", ".pdparams"):  # incomplete from the first on
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(os.path.join(model_dir, f"epoch_{epoch}{suffix}"))
 
 
 # --- metrics --------------------------------------------------------------------------------------

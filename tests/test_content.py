@@ -19,6 +19,7 @@ from ssr.retrieval.index import Index, Item
 from ssr.training.content import ItemContent, ItemTokens, load_item_tokens
 from ssr.training.losses import SampledSoftmaxLoss
 from ssr.training.negatives import SharedNegatives
+from ssr.training.start import prepare
 
 FLAGS = ("--embedding_dim", "16", "--hidden_size", "16", "--epochs", "2", "--item_tokens",
          "item_tokens.txt")
@@ -124,9 +125,8 @@ def test_a_step_moves_no_row_of_an_item_that_training_does_not_have(in_sample):
     assert run_train("--epochs", 1, "--recipe", "strong", "--num_negatives", 30) == 0
     dataset = reader.construct_train_data("train_data", "vocab.txt")
     never = np.flatnonzero(dataset.item_clicks() == 0)
-    args, _ = train.parse_args([*FLAGS, "--recipe", "strong"])
-    content = train.load_content(args, dataset.item_clicks() > 0)
-    fresh, _ = train.build(args, dataset.item_clicks(), content)
+    run = prepare(train.parse_args([*FLAGS, "--recipe", "strong", "--model_dir", "fresh"]))
+    fresh, _ = train.build(run.settings, run.clicks, run.content)
     before, after = fresh.embedding.weight.numpy(), parameters(epoch=1)["embedding.weight"].numpy()
     assert (before[never] == after[never]).all()
     assert (before != after).any(1)[60:].all()  # and every token's
@@ -230,7 +230,11 @@ def test_errors(in_sample, capsys):
     assert "wrong.txt holds 59 lines" in error_of("--item_tokens", "wrong.txt")
     assert not os.path.exists("model_output/epoch_1.json")
     assert run_train("--epochs", 1) == 0
-    assert "with --item_tokens: give it too" in error_of("--resume")
+    os.rename("item_tokens.txt", "moved.txt")
+    assert "cannot read item_tokens.txt" in error_of("--resume")  # where it was
+    assert train.main(["--resume", "--epochs", "2", "--item_tokens", "moved.txt"]) == 0
+    os.rename("moved.txt", "item_tokens.txt")
+    assert train.main(["--resume", "--epochs", "3"]) == 0  # the checkpoint says where it is
     assert train.main(["--epochs", "1", "--model_dir", "ids"]) == 0
     assert "leave it out" in error_of("--resume", "--model_dir", "ids", "--item_tokens",
                                       "item_tokens.txt")

@@ -18,6 +18,7 @@ import utils
 from ssr.errors import SetupError
 from ssr.kernels import processes as parallel
 from ssr.preparation import sample as make_sample
+from ssr.training.start import prepare
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--embedding_dim", "8", "--hidden_size", "8"]
@@ -107,16 +108,14 @@ def test_two_devices_reach_the_parameters_of_one(large, kind):
     assert out.count("model saved in two/epoch_1") == 1
     assert err.count("each epoch leaves out 30 sessions") == 1
     # One process has a last batch of the 30 sessions which the two leave out.
-    args, _ = train.parse_args([*flags, "--batch_size", "40"])
-    dataset = train.reader.construct_train_data("train_data", "vocab.txt")
+    run = prepare(train.parse_args([*flags, "--batch_size", "40", "--model_dir", "alone"]))
     with paddle.utils.unique_name.guard():
-        content = train.load_content(args, dataset.item_clicks() > 0)
-        model, optimizer = train.build(args, dataset.item_clicks(), content)
-        loss, negatives = train.build_objective(args, dataset, content)
+        model, optimizer = train.build(run.settings, run.clicks, run.content)
+        loss, negatives = train.build_objective(run.settings, run.dataset, run.content)
         step = train.make_step(model, loss, optimizer)
-        batches, _ = train.epoch_batches(dataset, args, 1, negatives, content)
-        if args.lr_schedule == "linear":
-            batches = train.with_linear_rate(batches, 100, 1, args, optimizer)
+        batches, _ = train.epoch_batches(run, negatives, 1)
+        if run.settings.lr_schedule == "linear":
+            batches = train.with_linear_rate(batches, 100, 1, run.settings, optimizer)
         losses = [(float(step(batch)[0]), batch.num_targets)
                   for _, batch in zip(range(100), batches)]
     for name, value in parameters("two", 1).items():

@@ -394,7 +394,7 @@ def test_an_unclicked_item_is_no_negative_where_items_have_content():
 
 @pytest.mark.parametrize("content, words", [
     (b"1 2\n\n3 x4\n", ["line 3", "'x4' is not a token id"]),
-    (b"1 2\n-1\n3\n", ["line 2", "'-1' is not a token id"]),
+    (b"1 2\n-1\n3\n", ["line 2", "'-1' is a negative token id"]),
     (b"1 2\n\n3 10\n", ["line 3", "token id 10 is not below the number of tokens, 10"]),
     (b"1 2\n" + b"7" * 5000 + b"\n3\n", ["line 2", "token id 777", "10"]),
     (b"1\n\xff\n3\n", ["line 2", "not UTF-8"]),

@@ -16,9 +16,13 @@ import plot_metrics
 import reader
 import train
 import utils
+from nets import PairwiseHingeLoss
 from ssr.errors import SetupError
 from ssr.files import write_atomically
 from ssr.retrieval import evaluation
+from ssr.training import flags
+from ssr.training.metrics import read_metrics
+from ssr.training.settings import merge
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--embedding_dim", "8", "--hidden_size", "8"]
@@ -82,15 +86,15 @@ def test_same_seed_same_parameters_another_seed_others(in_sample):
 
 
 def test_one_step_changes_the_rows_of_its_batch_only(in_sample):
-    args, _ = train.parse_args(SMALL)
     dataset = reader.construct_train_data("train_data", "vocab.txt")
+    settings = merge(train.parse_args(SMALL).given)
     with paddle.utils.unique_name.guard():
-        model, optimizer = train.build(args, dataset.item_clicks())
+        model, optimizer = train.build(settings, dataset.item_clicks())
     before = model.embedding.weight.numpy().copy()
     batch = next(dataset.train(3, seed=0, epoch=1))
-    train.make_step(model, train.PairwiseHingeLoss(), optimizer)(batch)
+    train.make_step(model, PairwiseHingeLoss(), optimizer)(batch)
     changed = np.flatnonzero((model.embedding.weight.numpy() != before).any(axis=1))
-    assert 0 < len(changed)
+    assert len(changed) > 0
     assert set(changed) <= set(batch.ids())
 
 
@@ -113,7 +117,7 @@ def test_enable_ce(in_sample, capsys):
     assert re.search(r"^kpis\teach_pass_duration_cpu1_thread1\t\d+\.\d+$", out, re.M)
     assert re.search(r"^kpis\ttrain_acc_cpu1_thread1\t0\.\d+$", out, re.M)
     with open("model_output/epoch_2.json") as f:
-        assert json.load(f)["run"]["seed"] == train.CE_SEED
+        assert json.load(f)["run"]["seed"] == flags.CE_SEED
 
 
 def test_progress_goes_to_the_log_when_there_is_no_terminal(in_sample):
@@ -137,7 +141,7 @@ def test_resume_equals_no_interruption(in_sample, user_encoder):
         assert_same_state(state("whole", 4, suffix), state("parts", 4, suffix))
 
 
-@pytest.mark.parametrize("suffix", utils.SUFFIXES)
+@pytest.mark.parametrize("suffix", (".pdparams", ".pdopt", ".json"))
 def test_resume_goes_back_to_the_newest_complete_epoch(in_sample, suffix, capsys):
     run_train("--epochs", 3, "--model_dir", "whole")
     shutil.copytree("whole", "cut")
@@ -165,8 +169,26 @@ def test_resume_refuses_flags_that_contradict(in_sample, flags, capsys):
 
 def test_a_new_run_replaces_the_epochs_of_an_older_one(in_sample):
     run_train("--epochs", 3)
-    run_train("--epochs", 2)
+    assert run_train("--epochs", 2, "--overwrite") == 0
     assert utils.checkpoint_epochs("model_output") == [1, 2]
+
+
+@pytest.mark.parametrize("change, message", [
+    (["--epochs", 2], "--epochs 3 and not 2"), (["--seed", 5], "--seed 0 and not 5"),
+    (["--recipe", "strong", "--num_negatives", 30], "--recipe faithful and not strong"),
+    (["--train_dir", "test_data"], "other data")])
+def test_another_run_removes_no_epochs_unasked(in_sample, capsys, change, message):
+    """The same command again replaces its own epochs."""
+    assert run_train("--epochs", 3) == 0
+    before = state("model_output", 3)
+    assert run_train("--epochs", 3) == 0
+    assert_same_state(before, state("model_output", 3))
+    capsys.readouterr()
+    assert run_train("--epochs", 3, *change) == 1
+    error = capsys.readouterr().err
+    assert message in error and "--overwrite" in error
+    assert utils.checkpoint_epochs("model_output") == [1, 2, 3]
+    assert run_train("--epochs", 3, *change, "--overwrite") == 0
 
 
 # --- the strong recipe, validation, metrics -------------------------------------------------------
@@ -176,9 +198,9 @@ STRONG = ["--recipe", "strong", "--num_negatives", "50", "--batch_size", "16"]
 
 def test_the_strong_recipe_learns_more_than_the_default(in_sample, capsys):
     recalls = []
-    for flags in ([], STRONG):
+    for recipe in ([], STRONG):
         assert train.main(["--epochs", "5", "--embedding_dim", "32", "--hidden_size", "32",
-                           *flags]) == 0
+                           "--overwrite", *recipe]) == 0
         infer.main(["--start_index", "5"])
         recalls.append(float(re.search(r"all labels:\d+ recall@20:(\S+)",
                                        capsys.readouterr().out).group(1)))
@@ -186,10 +208,12 @@ def test_the_strong_recipe_learns_more_than_the_default(in_sample, capsys):
 
 
 def test_flags_go_before_the_recipe(in_sample):
-    args, _ = train.parse_args(["--recipe", "strong", "--dropout", "0.1"])
-    assert (args.loss, args.targets, args.dropout, args.batch_size) == ("softmax", "all", 0.1, 128)
-    args, _ = train.parse_args([])
-    assert (args.loss, args.targets, args.base_lr, args.batch_size) == ("hinge", "last", 0.01, 50)
+    settings = merge(train.parse_args(["--recipe", "strong", "--dropout", "0.1"]).given)
+    assert (settings.loss, settings.targets, settings.dropout, settings.batch_size) == (
+        "softmax", "all", 0.1, 128)
+    settings = merge(train.parse_args([]).given)
+    assert (settings.loss, settings.targets, settings.base_lr, settings.batch_size) == (
+        "hinge", "last", 0.01, 50)
 
 
 @pytest.mark.parametrize("flags", [
@@ -205,13 +229,13 @@ def test_resume_equals_no_interruption_with_other_recipes(in_sample, flags):
 
 
 def test_the_rate_falls_to_a_hundredth(in_sample):
-    args, _ = train.parse_args(["--recipe", "strong", "--epochs", "2"])
+    settings = merge({"recipe": "strong", "epochs": 2})
     rates = []
 
     class Optimizer:
         set_lr = rates.append
     for epoch in (1, 2):
-        list(train.with_linear_rate(range(4), 4, epoch, args, Optimizer))
+        list(train.with_linear_rate(range(4), 4, epoch, settings, Optimizer))
     assert rates[0] == 0.004
     np.testing.assert_allclose(np.diff(rates), -0.004 * 0.99 / 8)
 
@@ -224,7 +248,7 @@ def test_validation_marks_the_best_epoch_and_ends_the_training(in_sample, capsys
     assert "no higher recall@20 for 2 epochs: training ends" in capsys.readouterr().out
     assert utils.checkpoint_epochs("model_output") == [1, 2, 3, 4]
     assert utils.load_meta("model_output", 4)["best"] == {"epoch": 2, "recall": 0.3}
-    assert [line["valid_recall@20"] for line in utils.read_metrics("model_output/metrics.jsonl")] \
+    assert [line["valid_recall@20"] for line in read_metrics("model_output/metrics.jsonl")] \
         == [0.1, 0.3, 0.2, 0.3]
     # What was the best is known after a resumption too.
     utils.remove_checkpoints("model_output", after=3)
@@ -256,15 +280,15 @@ def test_validation_is_what_infer_says_and_changes_nothing(in_sample, capsys):
     capsys.readouterr()
     infer.main(["--start_index", "2"])
     said = re.search(r"all labels:\d+ recall@20:(\S+) mrr@20:(\S+)", capsys.readouterr().out)
-    line = utils.read_metrics("model_output/metrics.jsonl")[-1]
+    line = read_metrics("model_output/metrics.jsonl")[-1]
     assert line["valid_recall@20"] == pytest.approx(float(said.group(1)), abs=1e-4)
     assert line["valid_mrr@20"] == pytest.approx(float(said.group(2)), abs=1e-4)
 
 
 def test_metrics_of_a_new_run_replace_older_ones(in_sample):
     run_train("--epochs", 3)
-    run_train("--epochs", 2)
-    lines = utils.read_metrics("model_output/metrics.jsonl")
+    run_train("--epochs", 2, "--overwrite")
+    lines = read_metrics("model_output/metrics.jsonl")
     assert [line["epoch"] for line in lines] == [1, 2]
     assert lines[1]["avg_cost"] == utils.load_meta("model_output", 2)["metrics"]["avg_cost"]
 
@@ -473,13 +497,13 @@ def test_evaluation_errors(in_sample, capsys):
     assert infer.main([]) == 1
     assert "holds no complete epoch from 1 to 10" in capsys.readouterr().err
     run_train("--epochs", 1)
-    for flags, message in [
+    for wrong, message in [
             (["--start_index", "2"], "holds no complete epoch from 2 to 10"),
             (["--hid_size", "64"], "--hidden_size 64 contradicts the checkpoint"),
             (["--emb_size", "64"], "--embedding_dim 64 contradicts the checkpoint"),
             (["--test_dir", "missing"], "cannot read the directory missing"),
             (["--output", "missing/top.tsv"], "cannot write missing/top.tsv")]:
-        assert infer.main(flags) == 1
+        assert infer.main(wrong) == 1
         assert message in capsys.readouterr().err
     with open("vocab61.txt", "w") as f:
         f.write("61\n")

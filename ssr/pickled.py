@@ -1,0 +1,45 @@
+"""Files of paddle.save, read without running what they may hold.
+
+paddle.load unpickles, and a pickle may call any function. The state dict of a model or an optimizer
+holds numpy arrays and names, so an unpickler that admits nothing else reads it.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+
+from ssr.errors import SetupError
+
+# numpy 2 has moved its core; files of either version name the one they were written by.
+_ALLOWED = {(module, name) for core in ("numpy.core.multiarray", "numpy._core.multiarray")
+            for module, name in ((core, "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+        if name == "_reconstruct":
+            return np.empty(0).__reduce__()[0]  # wherever this numpy has it
+        return getattr(np, name)
+
+
+def load_arrays(path):
+    """{name: numpy array} of a state dict that paddle.save wrote. Raises SetupError."""
+    try:
+        with open(path, "rb") as f:
+            state = _Unpickler(f).load()
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError("it holds no state dict")
+        state.pop("StructuredToParameterName@@", None)
+        for name, value in state.items():
+            if not isinstance(name, str) or not isinstance(value, np.ndarray) \
+                    or value.dtype.hasobject:
+                raise pickle.UnpicklingError(f"{str(name)[:40]!r} is no array of numbers")
+    except Exception as error:  # what a damaged pickle raises varies with the damage
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise SetupError(f"cannot load {path}: {reason}; it is no checkpoint, or a damaged one"
+                         ) from error
+    return state
