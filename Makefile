@@ -1,13 +1,14 @@
 # make demo      install the CPU build, train on the sample, evaluate, show recommendations
 # make test      install what the tests need and run the fast ones
-# make test-all  the slow ones too: they start clusters and kill processes
+# make test-all  the slow ones too: they start clusters, kill processes and run the docs
+# make lint      check the code with ruff
 # make clean     remove what these made
 
 PYTHON ?= python3
 VENV ?= .venv
 PADDLE ?=  # another version, say paddlepaddle==3.3.1
 
-.PHONY: demo test test-all clean
+.PHONY: demo test test-all lint clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python train.py --train_dir train_data --use_cuda 0 --batch_size 50 \
@@ -24,6 +25,9 @@ test: $(VENV)/installed-tests
 test-all: $(VENV)/installed-tests
 	$(VENV)/bin/python -m pytest -q -m ""
 
+lint: $(VENV)/installed-tests
+	$(VENV)/bin/python -m ruff check .
+
 $(VENV)/installed: requirements-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -r requirements-cpu.txt
@@ -35,5 +39,5 @@ $(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) model_output cluster_model cluster_logs index exported recommendations.tsv metrics.png \
-	    vectors.parquet
+	rm -rf $(VENV) model_output cluster_model cluster_logs log index exported recommendations.tsv \
+	    metrics.png vectors.parquet
