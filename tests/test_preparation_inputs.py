@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 TABLE = "SessionId,ItemId,Time\n1,a,1\n1,b,2\n2,a,300000\n2,b,300001\n"
 YOOCHOOSE = ("1,2014-04-01T00:00:00.000Z,a,0\n1,2014-04-01T00:00:01.000Z,b,0\n"
              "2,2014-04-04T00:00:00.000Z,a,0\n2,2014-04-04T00:00:01.000Z,b,0\n")
-SESSIONS, TIMES = "a b c\n\nb a\n", "1 2 3\n\n-7 8\n"
+SESSIONS, TIMES = "a b c\n\nb a\n", "1 2 3\n\n7 8\n"
 ITEMS = "a\tMars &amp; Rover\tsection:space\nb\t央行下调利率\nz\tMoon\n"
 CLICKS = ["clicks", "--min_item_support", "1"]
 
@@ -173,7 +173,7 @@ def test_a_time_by_accident_names_the_line(tmp_path, time):
     ("1 2 3\n\n+5 8\n", "line 3: '+5' is not a time"),
     ("1 2 3\n\n1.5 8\n", "line 3: '1.5' is not a time"),
     ("1 2 3\n\n" + "9" * 5000 + " 8\n", "line 3: '9999999"),
-    ("1 2 3\n\n- 8\n", "line 3: '-' is not a time"),
+    ("1 2 3\n\n-7 8\n", "line 3: '-7' is not a time"),
     ("1 2\n\n7 8\n", "line 1: 2 times, and the same line of"),
     ("1 2 3\n4\n7 8\n", "line 2: 1 times"),
     ("1 2 3\n\n8 7\n", "line 3: the times fall"),
@@ -188,6 +188,17 @@ def test_times_of_sessions_are_checked(tmp_path, times, words):
     message = error(*sessions(tmp_path, "--train_times", tmp_path / "times"))
     assert "times" in message and words in message and len(message) < 500
     assert not (tmp_path / "out").exists()
+
+
+def test_times_before_1970_cannot_be_kept(tmp_path):
+    log = write(tmp_path / "log.csv", TABLE.replace("1,a,1\n", "1,a,-1.5\n"))
+    assert run(*table(log))[0] == 0
+    assert "the earliest click is 1.5 s before 1970" in error(*table(log, "--keep_times"))
+
+
+def test_a_yoochoose_log_with_too_few_fields(tmp_path):
+    log = write(tmp_path / "log.dat", "1,2014-04-01T00:00:00.000Z,a\n" + YOOCHOOSE)
+    assert "log.dat, line 1: 3 fields where 4 are expected" in error(*yoochoose(log))
 
 
 # --- numbers, text, counts ------------------------------------------------------------------------

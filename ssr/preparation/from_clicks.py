@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Callable
 
+from ssr.errors import DataError
 from ssr.preparation.click_log import Log, check_item_columns, read_clicks, read_item_columns
 from ssr.preparation.filtering import Rules, Stage, filter_and_split
 from ssr.preparation.numbering import NO_EARLIER_RUN, EarlierRun, number_items
@@ -43,6 +44,8 @@ def prepare_clicks(log: Log, output_dir, rules: Rules, settings: TextSettings, *
                 log, clicks, raw_items, settings.text_column, settings.field_columns))
         parts = filter_and_split(clicks, len(raw_items), rules, on_stage)
         del clicks  # the parts are copies
+        if keep_times:
+            _check_times(log, parts)
         columns = ["item", "time"] if keep_times else ["item"]
         sessions = {part: group_sessions(parts.pop(part), columns) for part in rules.parts}
         raw_ids, new_ids = number_items(sessions, raw_items, earlier.raw_ids)
@@ -51,6 +54,14 @@ def prepare_clicks(log: Log, output_dir, rules: Rules, settings: TextSettings, *
         written = write_items(output, raw_ids, num_train, catalogue, settings, earlier)
         output.commit()
     return written
+
+
+def _check_times(log, parts):
+    """Raises DataError where there are times that files of times cannot hold."""
+    earliest = min(clicks["time"].min() for clicks in parts.values())
+    if earliest < 0:
+        raise DataError(f"{log.path}: the earliest click is {-earliest / 1e6:g} s before 1970, and "
+                        "times that are kept begin there: leave --keep_times out or add to them")
 
 
 def _write_parts(output, sessions, new_ids, keep_times):

@@ -19,7 +19,7 @@ from ssr.preparation.writing import (
 )
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-WHOLE_SECONDS = re.compile(rb"(?:-?[0-9]{1,15}(?: |$))*")  # 15 digits: 30 million years
+WHOLE_SECONDS = re.compile(rb"(?:[0-9]{1,18}(?: |$))*")  # 18 digits always fit into int64
 
 
 def prepare_sessions(files: Mapping[str, Sequence[str]], times: Mapping[str, Sequence[str]],
@@ -99,7 +99,7 @@ def copy_times(path, sessions_path, out):
         content = b" ".join(times)
         if not WHOLE_SECONDS.fullmatch(content):
             raise DataError(f"{path}, line {line}: {_faulty_time(times)!r} is not a time: it must "
-                            "be whole seconds, digits alone or with a minus in front")
+                            "be whole seconds, digits alone")
         clicks = len(session.split())
         if len(times) != clicks:
             raise DataError(f"{path}, line {line}: {len(times)} times, and the same line of "

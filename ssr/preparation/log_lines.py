@@ -47,7 +47,7 @@ def find_fault(path, separator, quoted, width=None):
     """What is wrong with the first line that cannot be read: ", line N: not UTF-8 ...", None if
     there is no such line.
 
-    width: the number of fields of a line; None for as many as the first line has
+    width: the number of fields of each line; None where the first line has the most
     Raises DataError where the file is damaged gzip.
     """
     for line, record in _records(path, quoted):
@@ -62,8 +62,9 @@ def find_fault(path, separator, quoted, width=None):
                     "each quote in it twice")
         plain = QUOTED.sub(b"", record) if quoted else record
         fields = plain.count(separator.encode()) + 1
+        too_few = width and record and fields < width
         width = width or fields
-        if fields > width:
+        if fields > width or too_few:
             return (f", line {begin}: {fields} fields where {width} are expected "
                     f"(separator {separator!r})")
     return None
