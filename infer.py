@@ -10,7 +10,6 @@ How items are ranked, and what has no vector: evaluation.py.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import time
@@ -23,46 +22,41 @@ from ssr import commands
 from ssr.errors import DataError, SetupError
 from ssr.files import write_atomically
 from ssr.retrieval import evaluation
-from ssr.training.content import ItemContent, load_item_tokens
+from ssr.training.content import ItemContent, item_tokens_path, load_item_tokens
 
 logger = logging.getLogger("infer")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Sequence Semantic Retrieval: evaluation",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    positive = commands.number(int, 1)
+    parser = commands.Parser("Sequence Semantic Retrieval: evaluation")
+    add, positive = parser.add_argument, commands.number(int, 1)
     add("--test_dir", default="test_data", help="directory of session files")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items")
     add("--model_dir", default="model_output", help="where train.py saved epoch_N")
-    add("--start_index", type=positive, help="first epoch to evaluate (1)")
-    add("--last_index", type=positive, help="last epoch to evaluate (10)")
+    add("--start_index", type=positive, default=1, help="first epoch to evaluate")
+    add("--last_index", type=positive, default=10, help="last epoch to evaluate")
     add("--best", action="store_true", help="evaluate the epoch that was the best on train.py's "
         "--valid_dir, in place of --start_index to --last_index")
     add("--use_cuda", type=commands.number(int, 0, 1), default=0, help="1 for a GPU")
     add("--batch_size", type=positive, default=50, help="queries at a time")
-    add("--hid_size", "--hidden_size", dest="hidden_size", type=positive, default=None,
-        help="as in the checkpoint when not given (it was 128)")
-    add("--emb_size", "--embedding_dim", dest="embedding_dim", type=positive, default=None,
-        help="as in the checkpoint when not given (it was 128)")
+    for names in (("--hid_size", "--hidden_size"), ("--emb_size", "--embedding_dim")):
+        add(*names, dest=names[1][2:], type=positive, help="as in the checkpoint, so it need not "
+            "be given; another value is an error")
     add("--topk", type=positive, nargs="+", default=[20], metavar="K",
         help="the K of recall@K and MRR@K, several allowed")
     add("--positions", choices=("last", "all"), default="last",
         help="predict the last click of each line, or every click after the first")
-    add("--item_tokens", default="item_tokens.txt", type=commands.data_path, metavar="FILE",
-        help="for a model that was trained with it: line i is the tokens of item i")
-    add("--candidates", choices=("all", "unknown"), default="all", help="rank all items with a "
-        "vector, or those that were not clicked in training; labels beyond are not asked for")
-    add("--output", default=None, metavar="FILE",
+    add("--item_tokens", type=commands.data_path, metavar="FILE", help="for a model that was "
+        "trained with it: line i holds the tokens of item i (default: the file of the training)")
+    add("--candidates", choices=("all", "unknown"), default="all", help="rank all items that have "
+        "a vector, or only those that were not clicked in training, for labels among them")
+    add("--output", metavar="FILE",
         help="write the top items of each query, as tab-separated text")
     add("--items_path", default="items.txt", type=commands.data_path,
         help="raw ids and texts for --output, where the file exists")
-    args = parser.parse_args(argv)
-    if args.best and (args.start_index or args.last_index):
+    args = parser.parse(argv)
+    if args.best and {"start_index", "last_index"} & {*args.given}:
         parser.error("--best names the epoch: leave out --start_index and --last_index")
-    args.start_index, args.last_index = args.start_index or 1, args.last_index or 10
     if args.last_index < args.start_index:
         parser.error(f"--last_index {args.last_index} is below --start_index {args.start_index}")
     return args
@@ -99,28 +93,31 @@ def find_epochs(args, vocab_size):
     if args.best:
         args.start_index = args.last_index = best_epoch(args.model_dir)
     wanted = range(args.start_index, args.last_index + 1)
-    found = []
-    for epoch in utils.checkpoint_epochs(args.model_dir):
-        if epoch in wanted:
-            try:
-                found.append((epoch, utils.load_meta(args.model_dir, epoch)))
-            except SetupError as error:
-                logger.warning("%s; it is left out", error)
-    if not found:
+    present = utils.checkpoint_epochs(args.model_dir)
+    complete = []
+    for epoch in sorted({*present} & {*wanted}):
+        try:
+            complete.append((epoch, utils.load_meta(args.model_dir, epoch)))
+        except SetupError as error:
+            logger.warning("%s; it is left out", error)
+    if not complete:
         raise SetupError(f"{args.model_dir} holds no complete epoch from {wanted[0]} to "
-                               f"{wanted[-1]}: train first, or see --model_dir, --start_index and "
-                               "--last_index")
-    if len(found) < len(wanted):
-        print(f"epochs {args.start_index} to {args.last_index} were asked for, "
-              f"{args.model_dir} holds {', '.join(str(epoch) for epoch, _ in found)}")
-    for _, meta in found:
+                         f"{wanted[-1]}: train first, or see --model_dir, --start_index and "
+                         "--last_index")
+    if len(complete) < len(wanted):
+        print(f"epochs {wanted[0]} to {wanted[-1]} were asked for, "
+              f"{args.model_dir} holds {', '.join(str(epoch) for epoch, _ in complete)}")
+    later = [str(epoch) for epoch in present if epoch > wanted[-1]]
+    if later and not args.best:
+        print(f"not evaluated: epochs {', '.join(later)} above --last_index {wanted[-1]}")
+    for _, meta in complete:
         utils.check_vocab_size(meta, vocab_size)
         for name in ("hidden_size", "embedding_dim"):
             if getattr(args, name) not in (None, meta["model"][name]):
                 raise SetupError(
                     f"--{name} {getattr(args, name)} contradicts the checkpoint, which has "
                     f"{meta['model'][name]}: leave the flag out")
-    return found
+    return complete
 
 
 def load_items(args, epoch, meta):
@@ -128,7 +125,8 @@ def load_items(args, epoch, meta):
     model = evaluation.load_model(args.model_dir, epoch, meta)
     if not model.num_tokens:
         return evaluation.Items(model)
-    tokens = load_item_tokens(args.item_tokens, model.vocab_size, model.num_tokens)
+    path = item_tokens_path(meta, args.item_tokens)
+    tokens = load_item_tokens(path, model.vocab_size, model.num_tokens)
     return evaluation.Items(model, ItemContent(model.item_clicks.numpy() > 0, tokens))
 
 
@@ -149,9 +147,8 @@ def print_metrics(path, queries, ranks, items, topk, seconds):
           % (path, utils.recall_mrr(ranks, 20)[0], seconds))
     is_known, has_vector = items.clicked[queries.labels], items.has_vector[queries.labels]
     for name, chosen in (("all", slice(None)), ("known", is_known), ("unknown", ~is_known)):
-        metrics = (f"recall@{k}:{recall:.4f} mrr@{k}:{mrr:.4f}" for k in topk
-                   for recall, mrr in [utils.recall_mrr(ranks[chosen], k)])
-        print(f"  {name} labels:{len(ranks[chosen])}", *metrics)
+        print(f"  {name} labels:{len(ranks[chosen])}",
+              *(utils.show_recall_mrr(ranks[chosen], k) for k in topk))
     print(f"  not rankable, counted as misses: {np.count_nonzero(~has_vector)} labels without a "
           f"vector, {np.count_nonzero(has_vector & (queries.sources < 0))} sequences without a "
           f"click on an item that has one; clicks skipped: {queries.skipped}")

@@ -248,3 +248,11 @@ def recall_mrr(ranks, k):
     if not len(ranks):
         return 0.0, 0.0
     return float(hit.mean()), float(np.sum(1.0 / ranks[hit]) / len(ranks))
+
+
+def show_recall_mrr(ranks, k):
+    """recall_mrr as the commands print it; n/a where there are no queries."""
+    if not len(ranks):
+        return f"recall@{k}:n/a mrr@{k}:n/a"
+    recall, mrr = recall_mrr(ranks, k)
+    return f"recall@{k}:{recall:.4f} mrr@{k}:{mrr:.4f}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ssr.commands import data_path
+
 import numpy as np
 
 from reader import MAX_ITEMS, ragged_arange
@@ -115,3 +117,12 @@ def load_item_tokens(path, vocab_size, num_tokens=None) -> ItemTokens:
     offsets = np.zeros(vocab_size + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return ItemTokens(tokens.astype(np.int32), offsets, num_tokens or int(tokens.max()) + 1)
+
+
+def item_tokens_path(meta, given=None):
+    """The item_tokens.txt for a model with content: the given path, else that of its training, else
+    the file of that name.
+
+    meta: of its checkpoint
+    """
+    return given or meta["run"].get("item_tokens") or data_path("item_tokens.txt")
