@@ -1,9 +1,8 @@
-"""A trained model that is asked: the ranks of the clicks that came next, exactly and within a
-fixed memory.
+"""Exact evaluation: the rank of every click that came next, among all items, in bounded memory.
 
-All item vectors are computed once; a query is one product with them. An item without a vector is
-no candidate, as a label it is a miss, as a click it is skipped. Ties count against the model, so
-that one whose scores have collapsed looks as bad as it is.
+All item vectors are computed once; a query is one product with them. An item without a vector is no
+candidate; as a label it counts as a miss, as a click it is skipped. Ties count against the model,
+so that one whose scores have collapsed looks as bad as it is.
 """
 
 from __future__ import annotations
@@ -14,44 +13,24 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-import utils
-from nets import SequenceSemanticRetrieval
+from reader import ragged_arange
+from ssr.retrieval.checkpoint import load_model as _load_model
+from ssr.retrieval.encoder import ITEMS_AT_A_TIME, IdEncoder
 from ssr.runtime import paddle
+from ssr.training.checkpoints import Checkpoint
 
 SCORES_AT_A_TIME = 1 << 22  # 16 MB: the scores of a batch are computed over this many pairs
-CLICKS_AT_A_TIME = 1 << 14  # sessions are encoded, and items, in groups of about this size
+CLICKS_AT_A_TIME = 1 << 14  # sessions are encoded in groups of about this size
 TIE = 1e-6  # cosines closer than this are equal: it is what rounding does to a sum of products
+
+Items = IdEncoder
 
 
 def load_model(model_dir, epoch, meta):
-    """The model of a checkpoint, ready to be asked. Raises SetupError."""
-    model = SequenceSemanticRetrieval(**meta["model"])
-    model.set_state_dict(utils.load_state(model_dir, epoch, ".pdparams"))
-    model.eval()
-    return model
+    return _load_model(Checkpoint(model_dir, epoch, meta))
 
 
-class Items:
-    """The items of a model.
-
-    model: SequenceSemanticRetrieval
-    content: ItemContent, None for a model whose items are their ids
-    has_vector: <bool>[V], for which items there is a vector: those that were clicked in training
-        or have content
-    clicked: <bool>[V], which items were clicked in training
-    """
-
-    def __init__(self, model, content=None):
-        self.model, self.content = model, content
-        self.clicked = model.item_clicks.numpy() > 0
-        self.has_vector = self.clicked if content is None else content.has_vector
-
-    def embed(self, ids):
-        """What the towers take (nets): <float32>[items, members * dim] for ids <int64>[items]."""
-        if self.content is None:
-            return self.model.embed(ids)
-        bags = self.content.bags(ids)
-        return self.model.embed(bags.rows, bags)
+# --- queries --------------------------------------------------------------------------------------
 
 
 class Queries(NamedTuple):
@@ -77,14 +56,16 @@ class Queries(NamedTuple):
     skipped: int
 
     def select(self, chosen):
-        """Some of the queries. chosen: <bool>[queries]"""
+        """The chosen ones among the queries. chosen: <bool>[queries]"""
         return self._replace(**{name: getattr(self, name)[chosen] for name in
                                 ("labels", "sources", "sessions", "positions")})
 
 
 def make_queries(dataset, has_vector, positions):
-    """Cuts the sessions into sequences and labels and skips clicks on items without a vector.
+    """Cuts sessions into sequences and labels, and leaves out the clicks whose items have no
+    vector.
 
+    dataset: reader.YoochooseDataset
     has_vector: <bool>[V]
     positions: "last" for one query a session, "all" for one at each click but the first
     """
@@ -97,38 +78,108 @@ def make_queries(dataset, has_vector, positions):
     else:
         label_at = last
     inputs = np.delete(np.arange(len(items)), last)
-    kept = inputs[has_vector[items[inputs]]]
-    # A sequence ends at the last kept click before its label, if that is of the same session.
-    sources = np.searchsorted(kept, label_at) - 1
-    begin = np.searchsorted(kept, starts)
+    encodable = inputs[has_vector[items[inputs]]]
+    # A sequence ends at the last of these before its label, if that is of the same session.
+    sources = np.searchsorted(encodable, label_at) - 1
+    begin = np.searchsorted(encodable, starts)
     sources[sources < begin[session]] = -1
-    return Queries(items[kept], np.diff(begin, append=len(kept)), items[label_at], sources,
-                   session + 1, label_at - starts[session] + 1, len(inputs) - len(kept))
+    return Queries(items[encodable], np.diff(begin, append=len(encodable)), items[label_at],
+                   sources, session + 1, label_at - starts[session] + 1,
+                   len(inputs) - len(encodable))
+
+
+class _Sequences(NamedTuple):
+    """What the user tower is given for some queries, so that each finds its vector among those of
+    the sequences' prefixes. A session is one sequence, cut to its first max_len clicks; each query
+    that has more clicks before it has its newest max_len as a sequence of its own, behind that of
+    its session. Such queries are rare, and all others cost one pass over the session.
+
+    starts, lengths: <int64>[sequences], of each in Queries.clicks, perhaps empty
+    asked: <int64>[n], the queries that have a sequence, in order
+    rows: <int64>[n], where their vectors are among those of all prefixes, sequences end to end;
+        ascending
+    """
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    asked: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, queries, max_len):
+        """max_len: the newest clicks that are encoded, None for all"""
+        lengths, ends = queries.lengths, np.cumsum(queries.lengths)
+        max_len = max_len or int(lengths.max(initial=1))
+        asked = np.flatnonzero(queries.sources >= 0)
+        sources = queries.sources[asked]
+        session = np.searchsorted(ends, sources, side="right")
+        place = sources - (ends - lengths)[session]  # in the session
+        is_long = place >= max_len
+        long_sources = sources[is_long]
+        starts = np.concatenate([ends - lengths, long_sources - (max_len - 1)])
+        cut = np.concatenate([np.minimum(lengths, max_len), np.full(len(long_sources), max_len)])
+        order = np.argsort(np.concatenate([np.arange(len(lengths)), session[is_long]]),
+                           kind="stable")
+        first_row = np.empty(len(order), np.int64)
+        first_row[order] = np.cumsum(cut[order]) - cut[order]
+        rows = first_row[session] + place
+        rows[is_long] = first_row[len(lengths):] + max_len - 1
+        return cls(starts[order], cut[order], asked, rows)
+
+
+def encode(encoder, queries, batch_size):
+    """Yields (indices of queries, their user vectors, a tensor <float32>[n, dim]), at most
+    batch_size at a time, for all queries that have a click before their label, in order.
+
+    encoder: IdEncoder
+    """
+    starts, lengths, asked, rows = _Sequences.of(queries, encoder.max_len)
+    ends = np.cumsum(lengths)
+    # Whole sequences, a few thousand clicks together; a longer one makes a group of its own.
+    group = ends // CLICKS_AT_A_TIME
+    cuts = np.flatnonzero(np.diff(group, prepend=-1, append=group[-1] + 1))
+    for first, end in zip(cuts[:-1], cuts[1:]):
+        of_group = lengths[first:end]
+        begin, stop = ends[first] - of_group[0], ends[end - 1]
+        if begin == stop:
+            continue
+        clicks = queries.clicks[ragged_arange(starts[first:end], of_group)]
+        vectors = encoder.model.encode_user(encoder.embed(clicks), of_group[of_group > 0],
+                                            every_prefix=True)
+        inside = slice(*np.searchsorted(rows, [begin, stop]))
+        cuts_of_batches = range(batch_size, inside.stop - inside.start, batch_size)
+        for batch, at in zip(np.split(asked[inside], cuts_of_batches),
+                             np.split(rows[inside] - begin, cuts_of_batches)):
+            if len(batch):
+                yield batch, paddle.gather(vectors, paddle.to_tensor(at))
+
+
+# --- ranks ----------------------------------------------------------------------------------------
 
 
 class Ranker:
-    """Ranks the candidates for the sequences of sessions.
+    """Ranks the candidates for sessions, exactly.
 
-    items: Items
-    candidates: <bool>[V], all of which have a vector
+    candidates: <int64>[candidates], their ids
     """
 
-    def __init__(self, items, candidates):
+    def __init__(self, encoder, candidates):
+        """encoder: IdEncoder; candidates: <bool>[V], at least one, all of which have a vector"""
         self.candidates = np.flatnonzero(candidates)
-        chunks = np.array_split(self.candidates, -(-len(self.candidates) // CLICKS_AT_A_TIME))
-        vectors = paddle.concat([items.model.encode_item(items.embed(chunk)) for chunk in chunks])
-        self.vectors = vectors
-        self.by_column = vectors.t().contiguous()  # as the product reads it
+        chunks = np.array_split(self.candidates, -(-len(self.candidates) // ITEMS_AT_A_TIME))
+        self._vectors = paddle.concat([encoder.model.encode_item(encoder.embed(chunk))
+                                       for chunk in chunks])
+        self._by_column = self._vectors.t().contiguous()  # as the product reads it
         # Where an item stands among the candidates; only meaningful for those.
-        self.place = np.cumsum(candidates) - 1
+        self._place = np.cumsum(candidates) - 1
 
     def rank(self, users, labels):
-        """1 + the candidates that score as high as the label or higher.
+        """How many candidates score as high as the label or higher, itself among them.
 
-        users: <float32>[n, hidden]; labels: numpy <int64>[n], candidates all of them
+        users: <float32>[n, dim]; labels: numpy <int64>[n], candidates all of them
         returns numpy <int64>[n]
         """
-        own = paddle.gather(self.vectors, paddle.to_tensor(self.place[labels]))
+        own = paddle.gather(self._vectors, paddle.to_tensor(self._place[labels]))
         bound = paddle.sum(users * own, axis=1, keepdim=True) - TIE
         below = sum(paddle.sum(scores < bound, axis=1).numpy()
                     for _, scores in self._scores(users))
@@ -136,8 +187,8 @@ class Ranker:
         return len(self.candidates) - below
 
     def top(self, users, k):
-        """The k best candidates: items numpy <int64>[n, k], scores numpy <float32>[n, k], with
-        k no more than there are candidates."""
+        """The k best candidates, or all where there are fewer: their ids numpy <int64>[n, k] and
+        scores numpy <float32>[n, k], best first. users: <float32>[n, dim]"""
         best, items = [], []
         for start, scores in self._scores(users):
             values, places = paddle.topk(scores, min(k, scores.shape[1]), axis=1)
@@ -151,50 +202,30 @@ class Ranker:
         """Yields (first candidate, <float32>[n, candidates of a chunk]) within a fixed memory."""
         width = max(1, SCORES_AT_A_TIME // users.shape[0])
         for start in range(0, len(self.candidates), width):
-            yield start, paddle.matmul(users, self.by_column[:, start:start + width])
-
-
-def encode(items, queries, batch_size):
-    """Yields (indices of queries, their user vectors <float32>[n, hidden]), at most batch_size at
-    a time, for all queries whose sequence is not empty, in order."""
-    ends = np.cumsum(queries.lengths)
-    # Whole sessions, a few thousand clicks together; a longer one makes a group of its own.
-    group = ends // CLICKS_AT_A_TIME
-    cuts = np.flatnonzero(np.diff(group, prepend=-1, append=group[-1] + 1))
-    asked = np.flatnonzero(queries.sources >= 0)
-    sources = queries.sources[asked]
-    for first, end in zip(cuts[:-1], cuts[1:]):
-        lengths = queries.lengths[first:end]
-        begin, stop = ends[first] - lengths[0], ends[end - 1]
-        if begin == stop:
-            continue
-        emb = items.embed(queries.clicks[begin:stop])
-        vectors = items.model.encode_user(emb, lengths[lengths > 0], every_prefix=True)
-        inside = asked[slice(*np.searchsorted(sources, [begin, stop]))]
-        for chunk in np.split(inside, range(batch_size, len(inside), batch_size)):
-            yield chunk, paddle.gather(vectors,
-                                       paddle.to_tensor(queries.sources[chunk] - begin))
+            yield start, paddle.matmul(users, self._by_column[:, start:start + width])
 
 
 @paddle.no_grad()
-def evaluate(items, queries, candidates, batch_size, top=None):
-    """The rank of each query's label among the candidates, 0 where it has none: <int64>[queries].
+def evaluate(encoder, queries, candidates, batch_size, on_batch=None):
+    """The rank of each query's label among the candidates, from 1 on: <int64>[queries]. 0 where it
+    has none, because the label is no candidate or no click of the session has a vector.
 
-    items: Items
-    candidates: <bool>[V], all of which have a vector
-    top: called with (indices of queries, their user vectors, the Ranker), if given
+    encoder: IdEncoder
+    candidates: <bool>[V], at least one, all of which have a vector
+    batch_size: queries that are ranked at a time
+    on_batch: called with (indices of queries, their user vectors, the Ranker), if given
     """
-    ranker = Ranker(items, candidates)
+    ranker = Ranker(encoder, candidates)
     ranks = np.zeros(len(queries.labels), np.int64)
     with tqdm(total=len(ranks), unit="query", leave=False,
               disable=not sys.stderr.isatty()) as bar:
-        for chunk, users in encode(items, queries, batch_size):
-            rankable = candidates[queries.labels[chunk]]
+        for batch, users in encode(encoder, queries, batch_size):
+            rankable = candidates[queries.labels[batch]]
             if rankable.any():
                 rows = paddle.gather(users, paddle.to_tensor(np.flatnonzero(rankable)))
-                chosen = chunk[rankable]
+                chosen = batch[rankable]
                 ranks[chosen] = ranker.rank(rows, queries.labels[chosen])
-            if top:
-                top(chunk, users, ranker)
-            bar.update(len(chunk))
+            if on_batch:
+                on_batch(batch, users, ranker)
+            bar.update(len(batch))
     return ranks

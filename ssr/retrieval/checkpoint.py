@@ -1,0 +1,82 @@
+"""A checkpoint that is to be asked: which one, its model, and what tells it from any other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+
+import utils
+from nets import SequenceSemanticRetrieval
+from ssr.errors import SetupError
+from ssr.training.checkpoints import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def choose_checkpoint(model_dir, epoch=None, best=False) -> Checkpoint:
+    """The epoch to take from a directory of train.py. Logs which one and why.
+
+    epoch: the number of one; None for the newest complete one
+    best: the epoch of the highest recall in validation (train.py --valid_dir), unless epoch is
+        given
+    Raises SetupError where there is no such epoch, or it is not complete.
+    """
+    if epoch is None and best:
+        epoch, why = best_epoch(model_dir), "the best in validation"
+    else:
+        why = "the newest complete one" if epoch is None else "as asked for"
+    epoch, meta = utils.find_checkpoint(model_dir, epoch)
+    logger.info("epoch_%d of %s, %s", epoch, model_dir, why)
+    better = best_epoch_of(meta)
+    if why == "the newest complete one" and better not in (None, epoch):
+        logger.warning("epoch_%d was the best in validation: take it with --best", better)
+    return Checkpoint(model_dir, epoch, meta)
+
+
+def best_epoch(model_dir):
+    """The epoch of the highest recall in validation. Raises SetupError where none was validated."""
+    _, meta = utils.newest_complete(model_dir)
+    epoch = meta and best_epoch_of(meta)
+    if epoch is None:
+        raise SetupError(f"--best: {model_dir} holds no epoch that was trained with "
+                         "train.py --valid_dir")
+    return epoch
+
+
+def best_epoch_of(meta):
+    """The epoch that was the best in validation when a checkpoint with this metadata was written,
+    None without validation."""
+    best = meta.get("best")
+    return best and best["epoch"]
+
+
+def load_model(checkpoint):
+    """The model of a Checkpoint, in evaluation mode and without gradients, in every thread. Raises
+    SetupError."""
+    model = SequenceSemanticRetrieval(**checkpoint.meta["model"])
+    utils.load_parameters(model, checkpoint.model_dir, checkpoint.epoch)
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    model.eval()
+    return model
+
+
+def max_len_of(meta):
+    """How many of a session's newest clicks the model with this metadata was trained to encode,
+    None for all. Raises SetupError."""
+    max_len = meta["run"].get("max_len")
+    if max_len is not None and (not isinstance(max_len, int) or max_len < 1):
+        raise SetupError(f"the checkpoint is damaged: its max_len is {max_len!r:.40}")
+    return max_len
+
+
+def model_digest(checkpoint):
+    """The SHA-256 of a Checkpoint's sizes and parameters, 64 hexadecimal digits."""
+    sha = hashlib.sha256(json.dumps(checkpoint.meta["model"], sort_keys=True).encode())
+    path = os.path.join(checkpoint.model_dir, f"epoch_{checkpoint.epoch}.pdparams")
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            sha.update(block)
+    return sha.hexdigest()
