@@ -22,7 +22,9 @@ from ssr import commands
 from ssr.errors import DataError, SetupError
 from ssr.files import write_atomically
 from ssr.retrieval import evaluation
-from ssr.training.content import ItemContent, item_tokens_path, load_item_tokens
+from ssr.retrieval.checkpoint import best_epoch
+from ssr.retrieval.encoder import IdEncoder
+from ssr.training.checkpoints import Checkpoint
 
 logger = logging.getLogger("infer")
 
@@ -79,15 +81,6 @@ class TopWriter:
                 for rank, (item, score) in enumerate(zip(row, row_scores), 1))
 
 
-def best_epoch(model_dir):
-    """The epoch of the highest recall in validation. Raises SetupError."""
-    _, meta = utils.newest_complete(model_dir)
-    if not (meta and meta["best"]):
-        raise SetupError(f"--best: {model_dir} holds no epoch that was trained with "
-                               "train.py --valid_dir")
-    return meta["best"]["epoch"]
-
-
 def find_epochs(args, vocab_size):
     """[(epoch, metadata)] of the complete checkpoints asked for. Raises SetupError for none."""
     if args.best:
@@ -120,32 +113,23 @@ def find_epochs(args, vocab_size):
     return complete
 
 
-def load_items(args, epoch, meta):
-    """The evaluation.Items of a checkpoint. Raises DataError, SetupError."""
-    model = evaluation.load_model(args.model_dir, epoch, meta)
-    if not model.num_tokens:
-        return evaluation.Items(model)
-    path = item_tokens_path(meta, args.item_tokens)
-    tokens = load_item_tokens(path, model.vocab_size, model.num_tokens)
-    return evaluation.Items(model, ItemContent(model.item_clicks.numpy() > 0, tokens))
-
-
-def choose_candidates(which, items):
+def choose_candidates(which, encoder):
     """<bool>[V]: "all" with a vector, or those "unknown" to training. Raises SetupError."""
     if which == "all":
-        return items.has_vector
-    chosen = items.has_vector & ~items.clicked
+        return encoder.has_vector
+    chosen = encoder.has_vector & ~encoder.clicked
     if not chosen.any():
         raise SetupError("--candidates unknown: no item without a training click has a "
                                "vector; content gives one (train.py --item_tokens)")
     return chosen
 
 
-def print_metrics(path, queries, ranks, items, topk, seconds):
+def print_metrics(path, queries, ranks, encoder, topk, seconds):
     """The retired script's line, then everything else."""
     print("model:%s recall@20:%.3f time_cost(s):%.2f"
           % (path, utils.recall_mrr(ranks, 20)[0], seconds))
-    is_known, has_vector = items.clicked[queries.labels], items.has_vector[queries.labels]
+    is_known = encoder.clicked[queries.labels]
+    has_vector = encoder.has_vector[queries.labels]
     for name, chosen in (("all", slice(None)), ("known", is_known), ("unknown", ~is_known)):
         print(f"  {name} labels:{len(ranks[chosen])}",
               *(utils.show_recall_mrr(ranks[chosen], k) for k in topk))
@@ -182,16 +166,16 @@ def infer(args, file=None):
     names = read_names(args.items_path, dataset.vocab_size) if file else None
     for epoch, meta in epochs:
         begin = time.time()
-        items = load_items(args, epoch, meta)
-        candidates = choose_candidates(args.candidates, items)
-        queries = evaluation.make_queries(dataset, items.has_vector, args.positions)
+        encoder = IdEncoder.load(Checkpoint(args.model_dir, epoch, meta), args.item_tokens)
+        candidates = choose_candidates(args.candidates, encoder)
+        queries = evaluation.make_queries(dataset, encoder.has_vector, args.positions)
         if args.candidates != "all":
             queries = queries.select(candidates[queries.labels])
         top = None
         if file:
             top = TopWriter(file, queries, names, max(args.topk), epoch)
-        ranks = evaluation.evaluate(items, queries, candidates, args.batch_size, top)
-        print_metrics(f"{args.model_dir}/epoch_{epoch}", queries, ranks, items, args.topk,
+        ranks = evaluation.evaluate(encoder, queries, candidates, args.batch_size, top)
+        print_metrics(f"{args.model_dir}/epoch_{epoch}", queries, ranks, encoder, args.topk,
                       time.time() - begin)
     return 0
 

@@ -33,6 +33,7 @@ from ssr.errors import SetupError
 from ssr.kernels.exchange import GradientExchange, connect
 from ssr.kernels.processes import rank_and_size, start_workers, was_started
 from ssr.retrieval import evaluation
+from ssr.retrieval.encoder import IdEncoder
 from ssr.runtime import paddle
 from ssr.training import flags
 from ssr.training.building import build, build_objective
@@ -193,10 +194,10 @@ def make_validation(run):
     """A function from the model to {name: recall or MRR} of predicting the last clicks of the
     validation sessions, or all but the first; None without such sessions."""
     def validate(model):
-        items = evaluation.Items(model, run.content)
-        queries = evaluation.make_queries(run.valid, items.has_vector, run.settings.targets)
+        encoder = IdEncoder(model, run.content, run.settings.max_len)
+        queries = evaluation.make_queries(run.valid, encoder.has_vector, run.settings.targets)
         model.eval()
-        ranks = evaluation.evaluate(items, queries, items.has_vector, VALID_BATCH)
+        ranks = evaluation.evaluate(encoder, queries, encoder.has_vector, VALID_BATCH)
         model.train()
         recall, mrr = utils.recall_mrr(ranks, flags.VALID_K)
         return {f"valid_recall@{flags.VALID_K}": recall, f"valid_mrr@{flags.VALID_K}": mrr}
