@@ -13,9 +13,8 @@ import retrieve
 import train
 from ssr.errors import DataError
 from ssr.news.stream import Scoring
-from ssr.retrieval import live
-from ssr.retrieval.index import Index, Item
-from ssr.retrieval.live import Click
+from ssr.retrieval import Click, Index, Item
+from ssr.retrieval import clicks as click_log
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 POPULAR = Scoring().without("readers", "content", "transitions")
@@ -164,41 +163,78 @@ def test_clicks_outlive_a_model(built, capsys):
 
 def test_what_no_click_can_be(built):
     with Index.open("index", writable=True) as index:
-        with pytest.raises(DataError, match="has a scoring"):
+        with pytest.raises(DataError, match="is live"):
             index.click(clicks_on("n0001"))
     with open_live() as index:
-        for click in (Click("s", "a\tb", 1.0), Click("s", "", 1.0), Click("s", "n1", -1.0),
-                      Click("s", "n1", float("nan")), Click("s", "n1", time.time() + 1e6)):
+        now = time.time()
+        for click in (Click("s", "a\tb", now), Click("s", "", now), Click("s", "n1", -1.0),
+                      Click("s", "n1", float("nan")), Click("s", "n1", float("inf")),
+                      Click("s", "n1", now - 90000), Click("s", "x" * 1001, now)):
             with pytest.raises(DataError):
                 index.click([Click("s", "n0001", time.time()), click])
         assert ids_of(index.query([], 5)) == []
 
 
-def test_old_clicks_are_forgotten(built):
-    with open_live() as index:
-        index.click(clicks_on("n0007", start=time.time() - 90000))
-        index.click(clicks_on("n0009"))
-        assert ids_of(index.query([], 5)) == ["n0009"]
-    log = live.ClickLog("index/clicks.sqlite", False)
-    assert sum(len(rows) for rows in log.read()) == 2
-    open_live().close()
-    assert [row[1].item for rows in log.read() for row in rows] == ["n0009"]
+class Clock:
+    """A machine's clock that a test sets."""
+
+    def __init__(self, now):
+        self.now = float(now)
+
+    def __call__(self):
+        return self.now
+
+
+def open_at(now, **flags):
+    clock = now if isinstance(now, Clock) else Clock(now)
+    return Index.open("index", True, POPULAR, clock=clock, **flags)
+
+
+def logged():
+    """The items in the log, in order."""
+    log = click_log.ClickLog("index/clicks.sqlite", False)
+    items = [row.click.item for rows in log.read() for row in rows]
     log.close()
+    return items
+
+
+DAY = 86400
+START = 1_700_000_000
+
+
+def test_old_clicks_are_no_candidates_and_leave_the_log_at_last(built):
+    with open_at(START) as index:
+        index.click([Click("a", "n0007"), Click("b", "n0007")])
+    with open_at(START + DAY + 10) as index:
+        index.click([Click("a", "n0009")])
+        assert ids_of(index.query([], 5, now=START + DAY + 20)) == ["n0009"]
+    assert logged() == ["n0007", "n0007", "n0009"]
+    for hour in range(25):
+        open_at(START + DAY + 100 + hour * 3601).close()
+    assert logged() == ["n0009"]
+    assert open_at(START + 2 * DAY).close() is None and logged() == ["n0009"]
 
 
 def test_a_session_begins_anew_after_a_while():
-    sessions = live.Sessions()
-    assert sessions.add("a", 1, 100.0) == []
-    assert sessions.add("a", 2, 200.0) == [1]
-    assert sessions.add(None, 9, 200.0) == []
-    assert sessions.add("b", 3, 300.0) == []
-    assert sessions.add("a", 4, 200.0 + live.SESSION_AGE + 1) == []
-    for key in range(live.SESSION_CLICKS + 5):
-        before = sessions.add("c", key, 9000.0)
-    assert len(before) == live.SESSION_CLICKS and before[-1] == live.SESSION_CLICKS + 3
-    sessions.forget(8000.0)
-    assert sessions.add("b", 5, 8000.0) == []
-    assert sessions.add("c", 5, 9001.0)[-1] == live.SESSION_CLICKS + 4
+    sessions = click_log.Sessions()
+    assert sessions.add("a", 1, 100.0).clicked == []
+    assert sessions.add("a", 2, 200.0).clicked == [1]
+    assert sessions.add(None, 9, 200.0) == ([], [])
+    assert sessions.add("b", 3, 300.0).clicked == []
+    assert sessions.add("a", 4, 200.0 + click_log.SESSION_AGE + 1).clicked == []
+    sessions.forget(7000.0)
+    assert sessions.add("b", 5, 8000.0).clicked == []
+    assert sessions.add("a", 5, 8001.0).clicked == [4]
+
+
+def test_a_session_is_remembered_as_a_whole_and_bounded():
+    sessions = click_log.Sessions()
+    most, recent = click_log.SESSION_ITEMS, click_log.SESSION_CLICKS
+    for key in range(most):
+        before = sessions.add("c", key, 100.0)
+        assert before.clicked == list(range(key)) and before.recent == before.clicked[-recent:]
+    assert sessions.add("c", most, 100.0).clicked is None
+    assert 0 in sessions.add("c", 0, 100.0).clicked  # it counts nowhere: it was clicked before
 
 
 def test_commands(built, capsys):
@@ -218,16 +254,20 @@ def test_commands(built, capsys):
     _, out, err = run("query", "--session", "n0001", "-k", "1", "--scoring", "scoring.json",
                       "--weight", "readers=0", "--weight", "power=0,0,0,-9")
     assert out.split("\t")[2] == "n0009"
-    _, out, _ = run("query", "--session", "n0001", "-k", "1", "--scoring", "default",
-                    "--candidate_age", "0.001")
-    assert out.split("\t")[2] not in ("n0007", "n0009")
     for flags, message in ((["--scoring", "none.json"], "cannot read none.json"),
                            (["--scoring", "clicks.tsv"], "clicks.tsv: "),
-                           (["--weight", "readers=1"], "give one"),
-                           (["--scoring", "default", "--weight", "speed=1"], "no 'speed'"),
-                           (["--scoring", "default", "--weight", "readers=x"], "readers=x")):
+                           (["--scoring", "default", "--weight", "speed=1"],
+                            "--weight speed=1: there is no 'speed'"),
+                           (["--scoring", "scoring.json", "--weight", "readers=x"],
+                            "--weight readers=x: could not convert"),
+                           (["--weight", "readers=1,2"], "--weight readers=1,2: "),
+                           (["--candidate_age", "0.01"], "--index_dir index --candidate_age 0.01")):
         code, _, err = run("query", "--session", "n0001", *flags)
         assert code == 1 and message in err, err
+        assert err.count("error:") == 1 and err.count("--weight") <= 1
+    assert run("live", "--candidate_age", "0.001")[0] == 0
+    _, out, _ = run("query", "--session", "n0001", "-k", "1", "--scoring", "default")
+    assert out.split("\t")[2] not in ("n0007", "n0009")
     with open("wrong.tsv", "w") as f:
         f.write("a\tn0007\nb\n")
     code, _, err = run("click", "wrong.tsv")
@@ -263,7 +303,7 @@ with Index.open("index", True, Scoring()) as index:
         process.wait()
         safe = max([int(number) for number, when in told if float(when) < killed - 1.0],
                    default=total)
-        log = live.ClickLog("index/clicks.sqlite", False)
+        log = click_log.ClickLog("index/clicks.sqlite", False)
         total = sum(len(rows) for rows in log.read())
         log.close()
         assert total >= safe

@@ -25,10 +25,10 @@ import train
 import utils
 from ssr.errors import DataError, StoreError
 from ssr.preparation import text
-from ssr.retrieval import builds, evaluation, store
+from ssr.retrieval import Index, Item, building, builds, evaluation, store
 from ssr.retrieval.encoder import freeze
+from ssr.retrieval.index import Encoder
 from ssr.retrieval.vectors import Flat, SearchSettings, recall
-from ssr.retrieval.index import Encoder, Index, Item
 from ssr.training.content import Bags, ItemTokens
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -107,7 +107,7 @@ def test_a_query_is_the_brute_force_of_evaluation(built):
 def test_frozen_model_is_the_model(parts):
     paddle.seed(1)
     model = nets.SequenceSemanticRetrieval(30, 6, **{"hidden_size": 5, **parts})
-    for name, parameter in model.named_parameters():
+    for _, parameter in model.named_parameters():
         parameter.set_value(paddle.randn(parameter.shape))
     clicks, lengths = np.arange(9), np.array([3, 1, 5])
     expected = model.user(clicks, lengths)
@@ -203,13 +203,13 @@ def with_content(tmp_path):
     vocabulary = text.TokenVocabulary(["red", "green", "color:red"], text.Tokenizer("bigrams"))
     encoder = Encoder(model, vocabulary)
     tokens = ItemTokens(np.array([0, 1, 0, 1], np.int32), np.array([0, 1, 2, 2, 4]), 3)
-    bags = retrieve.make_bags(np.array([True, True, True, False]), tokens)
+    bags = building.make_bags(np.array([True, True, True, False]), tokens)
     assert [bag.tolist() for bag in bags] == [[0, 4], [1, 5], [2], [4, 5]]
     rows = [store.Row(f"n{i}", f"text {i}", bag, vector)
             for i, (bag, vector) in enumerate(zip(bags, encoder.items(bags)))]
     path = str(tmp_path / "content")
     with builds.new_build(path) as directory:
-        store.create(directory, 5, rows, {}, retrieve.make_probes(encoder, bags))
+        store.create(directory, 5, rows, {}, building.make_queries(encoder, bags))
     with Index(store.Store(path, writable=True), encoder) as index:
         yield index
 
@@ -392,7 +392,7 @@ def test_build_refuses_what_does_not_fit(built, capsys):
     lines = open("items.txt").read().splitlines()
     for wrong, message in ((lines[:-1], "holds 59 items and the model has 60"),
                            ([lines[1], *lines[1:]], "line 2: item 'n0001' has a line before"),
-                           (["\ttext", *lines[1:]], "line 1: '' is no raw id")):
+                           (["\ttext", *lines[1:]], "line 1: '' cannot be a raw id")):
         with open("wrong.txt", "w") as f:
             f.write("\n".join(wrong) + "\n")
         assert message in error_of(capsys, "build", "--index_dir", "x", "--items_path", "wrong.txt")

@@ -173,10 +173,12 @@ class Items:
     def _select(self, condition, *parameters):
         """The items of a condition in SQL, a list of StoredItem. Raises StoreError where one is
         damaged."""
+        return [self._verified(*row) for row in self._rows(condition, *parameters)]
+
+    def _rows(self, condition, *parameters):
         checksum = "checksum" if self.has_checksums else "NULL"
-        rows = self._ask(f"SELECT {checksum}, key, id, text, bag, vector, removed, change "
+        return self._ask(f"SELECT {checksum}, key, id, text, bag, vector, removed, change "
                          f"FROM items WHERE {condition}", *parameters)
-        return [self._verified(*row) for row in rows]
 
     def _verified(self, checksum, key, id, text, bag, vector, removed, change):
         try:
@@ -221,12 +223,12 @@ class Items:
         """The keys of the items that were removed, a set."""
         return {key for key, in self._ask("SELECT key FROM items WHERE removed = 1")}
 
-    def scan(self, condition=IS_CANDIDATE):
+    def scan(self):
         """Yields lists of StoredItem, all candidates in the order of their keys, as they are when
-        each list is read. condition: in SQL, for others than the candidates"""
+        each list is read."""
         key = -1
         while True:
-            stored = self._select(f"key > ? AND {condition} ORDER BY key LIMIT ?", key,
+            stored = self._select(f"key > ? AND {IS_CANDIDATE} ORDER BY key LIMIT ?", key,
                                   ROWS_AT_A_TIME)
             if not stored:
                 return
@@ -287,6 +289,20 @@ class Items:
     def get_meta(self, name):
         with self._asking, self.errors():
             return get_meta(self._reads, name)
+
+    def faults(self):
+        """Reads everything. Yields a sentence for each damaged item."""
+        key = -1
+        while True:
+            rows = self._rows("key > ? ORDER BY key LIMIT ?", key, ROWS_AT_A_TIME)
+            if not rows:
+                return
+            for row in rows:
+                try:
+                    self._verified(*row)
+                except StoreError as error:
+                    yield str(error)
+            key = rows[-1][1]
 
     def integrity_error(self):
         """What SQLite's own check says of the file, None where it is in order."""

@@ -27,6 +27,7 @@ from ssr.errors import StoreError
 from ssr.retrieval.builds import current_build, lock
 from ssr.retrieval.items import Items, Row, create_items, set_meta  # noqa: F401  Row: for put
 from ssr.retrieval.vectors import (
+    DEFAULT_SEARCH,
     RECALL_AT,
     Flat,
     SearchSettings,
@@ -246,7 +247,7 @@ class Store:
 # --- making and remaking --------------------------------------------------------------------------
 
 
-def create(directory, dim, rows, details, queries, settings=SearchSettings()):
+def create(directory, dim, rows, details, queries, settings=DEFAULT_SEARCH):
     """Writes the database and the faiss file of a new index.
 
     directory: empty, as of builds.new_build
@@ -264,7 +265,7 @@ def create(directory, dim, rows, details, queries, settings=SearchSettings()):
         items.db.execute("PRAGMA journal_mode = WAL")  # readers beside a writer, from here on
 
 
-def reindex(path, settings=SearchSettings()):
+def reindex(path, settings=DEFAULT_SEARCH):
     """Makes the faiss file anew from the items: where it is damaged, or for another kind of search.
     Without settings.ivf_above the kind stays what it is, and so do the lists unless they are given.
     Raises StoreError."""

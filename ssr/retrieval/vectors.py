@@ -35,6 +35,9 @@ class SearchSettings(NamedTuple):
     nprobe: Optional[int] = None
 
 
+DEFAULT_SEARCH = SearchSettings()
+
+
 class Flat:
     """Exact: IndexIDMap2(IndexFlatIP).
 

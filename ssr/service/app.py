@@ -48,7 +48,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ssr.errors import DataError, StoreError
 from ssr.preparation import text
-from ssr.retrieval import live
+from ssr.retrieval import live, values
 from ssr.retrieval.index import Item, check_item
 
 logger = logging.getLogger("serve")
@@ -85,7 +85,7 @@ class Refused(Exception):
 
 def check_id(id):
     """Raises DataError where a string cannot be an item's id."""
-    check_item(Item(id))
+    values.check_id(id)
     return id
 
 

@@ -1,0 +1,79 @@
+"""The flags that retrieve.py and serve.py share."""
+
+from __future__ import annotations
+
+import json
+
+from ssr import commands
+from ssr.errors import DataError
+from ssr.news.stream import AGE, Scoring
+from ssr.retrieval.live_settings import read_live
+
+
+def add_live(parser):
+    """The flags of a live index, for live_flags and open_index."""
+    add_flag = parser.add_argument
+    add_flag("--scoring", metavar="FILE", help="weights with which clicks rank: a file of "
+             "evaluate_stream.py --fit, or default for those of the package; those of the index "
+             "when not given")
+    add_flag("--weight", action="append", default=[], metavar="NAME=NUMBERS", help="of the "
+             "scoring, in place of what it has, as readers=0 or power=0,1,0,0 (a number a window); "
+             "may be given several times")
+    add_flag("--candidate_age", type=commands.number(float, 0.001), metavar="HOURS",
+             help="for how long after its last click an item is ranked by clicks; "
+             f"{AGE / 3600:g} for an index that becomes live")
+
+
+def live_flags(args):
+    """(Scoring or None, seconds or None) that the flags name. Raises DataError, StoreError."""
+    age = None if args.candidate_age is None else args.candidate_age * 3600
+    return _scoring(args.index_dir, args.scoring, args.weight), age
+
+
+def open_index(args, writable=False):
+    """The Index that --index_dir and the flags of add_live name. Raises UserError."""
+    from ssr.retrieval.index import Index  # here: help and wrong flags need no Paddle
+
+    return Index.open(args.index_dir, writable, *live_flags(args))
+
+
+def _scoring(index_dir, path, weights):
+    if path is None:
+        if not weights:
+            return None
+        live = read_live(index_dir)
+        if live is None:
+            raise DataError(f"--weight changes a scoring and {index_dir} is not live, it has none: "
+                            "give one, or --scoring default")
+        scoring = live.scoring
+    else:
+        scoring = Scoring() if path == "default" else read_scoring(path)
+    for weight in weights:
+        scoring = _with_weight(scoring, weight)
+    return scoring
+
+
+def read_scoring(path):
+    """The Scoring in a JSON file. Raises DataError."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return Scoring.from_json(f.read())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _with_weight(scoring, weight):
+    """The scoring with one of its weights replaced. weight: NAME=NUMBER or NAME=NUMBER,NUMBER"""
+    name, _, numbers = weight.partition("=")
+    if name not in scoring._fields:
+        raise DataError(f"--weight {weight}: there is no {name!r}; there are "
+                        + ", ".join(scoring._fields))
+    try:
+        values = [float(number) for number in numbers.split(",")]
+        single = not isinstance(getattr(scoring, name), tuple) and len(values) == 1
+        scoring = scoring._replace(**{name: values[0] if single else values})
+        return Scoring.from_json(json.dumps(scoring._asdict()))
+    except ValueError as error:
+        raise DataError(f"--weight {weight}: {error}") from error

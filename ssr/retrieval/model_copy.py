@@ -1,0 +1,97 @@
+"""The copy of the model in a build of an index: it alone counts, whatever becomes of the original.
+
+    INDEX/build-XXXX/model/epoch_N.pdparams, epoch_N.json
+    INDEX/build-XXXX/tokens.txt, tokens.json    of a model with content
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+
+import utils
+from ssr.errors import StoreError
+from ssr.preparation import text
+from ssr.retrieval import evaluation
+from ssr.retrieval.builds import REMEDY
+
+MODEL_DIR = "model"
+
+
+def copy_model(model_dir, epoch, meta, directory):
+    """Copies of a checkpoint what it takes to ask the model. Returns its metadata there."""
+    target = os.path.join(directory, MODEL_DIR)
+    os.makedirs(target)
+    name = f"epoch_{epoch}"
+    shutil.copyfile(os.path.join(model_dir, name + ".pdparams"),
+                    os.path.join(target, name + ".pdparams"))
+    meta = {**meta, **{key: {".pdparams": meta[key][".pdparams"]}
+                       for key in ("bytes", "digests") if key in meta}}
+    with open(os.path.join(target, name + ".json"), "w", encoding="utf-8") as f:
+        json.dump(meta, f, indent=1, sort_keys=True)
+    return utils.load_meta(target, epoch)
+
+
+def copy_vocabulary(tokens_path, directory):
+    """Copies tokens.txt and, from beside it, what says how Chinese was cut."""
+    shutil.copyfile(tokens_path, os.path.join(directory, text.TOKENS_FILE))
+    shutil.copyfile(os.path.join(os.path.dirname(tokens_path), text.CUTTING_FILE),
+                    os.path.join(directory, text.CUTTING_FILE))
+
+
+def describe(model_dir, epoch, meta, directory):
+    """What an index keeps about the model in its build (Store.details): {"model": where it came
+    from, "epoch", "digest": of the model, "files": {name: digest} of the files beside it}."""
+    made_by = os.path.join(os.path.basename(os.path.abspath(model_dir)), f"epoch_{epoch}")
+    names = [os.path.join(MODEL_DIR, f"epoch_{epoch}.json"), text.TOKENS_FILE, text.CUTTING_FILE]
+    return {"model": made_by, "epoch": epoch,
+            "digest": _model_digest(os.path.join(directory, MODEL_DIR), epoch, meta),
+            "files": {name: _file_digest(os.path.join(directory, name)) for name in names
+                      if os.path.exists(os.path.join(directory, name))}}
+
+
+def load_model(directory, details):
+    """(the model, text.TokenVocabulary or None for a model without content) of a build, once it is
+    certain that they are those that made the vectors.
+
+    details: as of describe
+    Raises StoreError, SetupError, DataError.
+    """
+    _check_files(directory, details)
+    model_dir, epoch = os.path.join(directory, MODEL_DIR), details["epoch"]
+    meta = utils.load_meta(model_dir, epoch)
+    if _model_digest(model_dir, epoch, meta) != details["digest"]:
+        raise StoreError(
+            f"the model in {model_dir} is not the one that made the vectors, {details['model']} "
+            f"with the digest {details['digest'][:12]}: build the index anew (retrieve.py build "
+            "--overwrite)")
+    vocabulary = None
+    if meta["model"]["num_tokens"]:
+        vocabulary = text.TokenVocabulary.load(os.path.join(directory, text.TOKENS_FILE))
+    return evaluation.load_model(model_dir, epoch, meta), vocabulary
+
+
+def _check_files(directory, details):
+    for name, digest in details.get("files", {}).items():  # none in format 1
+        path = os.path.join(directory, name)
+        try:
+            if _file_digest(path) != digest:
+                raise StoreError(f"{path} is damaged: {REMEDY}")
+        except OSError as error:
+            raise StoreError(f"cannot read {path} ({error.strerror}): {REMEDY}") from error
+
+
+def _model_digest(model_dir, epoch, meta):
+    """Of the sizes and the parameters in a checkpoint: 64 hexadecimal digits."""
+    sha = hashlib.sha256(json.dumps(meta["model"], sort_keys=True).encode())
+    return _file_digest(os.path.join(model_dir, f"epoch_{epoch}.pdparams"), sha)
+
+
+def _file_digest(path, sha=None):
+    sha = sha or hashlib.sha256()
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            sha.update(block)
+    return sha.hexdigest()
