@@ -145,6 +145,7 @@ def setup_logging():
     """The lines of the retired scripts' logger, on standard error."""
     logging.basicConfig(format="%(asctime)s - %(levelname)s - %(message)s", level=logging.INFO,
                         force=True)  # Paddle has set up the root logger already
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it says how it is being loaded
 
 
 def be_quiet():
