@@ -72,8 +72,8 @@ class Removed(NamedTuple):
 def check_id(id):
     """Raises DataError for what cannot be an item's id."""
     if not isinstance(id, str) or not id or _NOT_IN_IDS.search(id):
-        raise DataError(f"{_shortened(id)} is not an item's id: text, not empty, without tabs, line "
-                        "ends and the like")
+        raise DataError(f"{_shortened(id)} is not an item's id: text, not empty, without tabs, "
+                        "line ends and the like")
 
 
 def check_item(item):
