@@ -26,8 +26,7 @@ import utils
 from ssr.errors import DataError, StoreError
 from ssr.preparation import text
 from ssr.retrieval import Index, Item, building, builds, evaluation, store
-from ssr.retrieval.encoder import freeze
-from ssr.retrieval.index import Encoder
+from ssr.retrieval.encoder import Encoder
 from ssr.retrieval.vectors import Flat, SearchSettings, recall
 from ssr.training.content import Bags, ItemTokens
 
@@ -99,23 +98,6 @@ def test_a_query_is_the_brute_force_of_evaluation(built):
                 tuple(names[item]) for item in items[0]]
             np.testing.assert_allclose([hit.score for hit in answer.hits], scores[0], atol=1e-5)
             assert answer.skipped == 0 and answer.reason == ""
-
-
-@pytest.mark.parametrize("parts", [
-    {}, {"user_encoder": "bow"}, {"pooling": "max_last", "members": 2},
-    {"hidden_size": 6, "pooling": "max_last_clicks", "item_encoder": "tied", "members": 3}])
-def test_frozen_model_is_the_model(parts):
-    paddle.seed(1)
-    model = nets.SequenceSemanticRetrieval(30, 6, **{"hidden_size": 5, **parts})
-    for _, parameter in model.named_parameters():
-        parameter.set_value(paddle.randn(parameter.shape))
-    clicks, lengths = np.arange(9), np.array([3, 1, 5])
-    expected = model.user(clicks, lengths)
-    assert not expected.stop_gradient
-    users = freeze(model)
-    np.testing.assert_allclose(users(model.embed(clicks).numpy(), lengths), expected.numpy(),
-                               atol=1e-6)
-    assert model.user(clicks, lengths).stop_gradient
 
 
 def test_session_items_are_left_out_unless_wanted(built):
@@ -201,16 +183,16 @@ def with_content(tmp_path):
     model = nets.SequenceSemanticRetrieval(4, 6, 5, num_tokens=3)
     model.embedding.weight.set_value(paddle.randn([7, 6]))
     vocabulary = text.TokenVocabulary(["red", "green", "color:red"], text.Tokenizer("bigrams"))
-    encoder = Encoder(model, vocabulary)
+    encoder = Encoder(model)
     tokens = ItemTokens(np.array([0, 1, 0, 1], np.int32), np.array([0, 1, 2, 2, 4]), 3)
     bags = building.make_bags(np.array([True, True, True, False]), tokens)
     assert [bag.tolist() for bag in bags] == [[0, 4], [1, 5], [2], [4, 5]]
     rows = [store.Row(f"n{i}", f"text {i}", bag, vector)
-            for i, (bag, vector) in enumerate(zip(bags, encoder.items(bags)))]
+            for i, (bag, vector) in enumerate(zip(bags, encoder.encode_items(bags)))]
     path = str(tmp_path / "content")
     with builds.new_build(path) as directory:
         store.create(directory, 5, rows, {}, building.make_queries(encoder, bags))
-    with Index(store.Store(path, writable=True), encoder) as index:
+    with Index(store.Store(path, writable=True), encoder, vocabulary) as index:
         yield index
 
 

@@ -10,9 +10,9 @@ from ssr.errors import DataError
 from ssr.files import items_digest
 from ssr.preparation import text
 from ssr.retrieval import builds, store
-from ssr.retrieval.index import Encoder
+from ssr.retrieval.encoder import Bag, clicked_items
 from ssr.retrieval.items import Row
-from ssr.retrieval.model_copy import copy_model, copy_vocabulary, describe, load_model
+from ssr.retrieval.model_copy import copy_model, copy_vocabulary, describe, load_encoder
 from ssr.retrieval.values import Item, check_item
 from ssr.retrieval.vectors import DEFAULT_SEARCH
 from ssr.training.content import ItemContent, load_item_tokens
@@ -48,10 +48,13 @@ def build_index(path, model_dir, epoch, meta, files, overwrite=False, settings=D
         if tokens is not None:
             copy_vocabulary(files.tokens, directory)
         details = describe(model_dir, epoch, meta, directory)
-        encoder = Encoder(*load_model(directory, details))
-        bags = make_bags(encoder.model.item_clicks.numpy() > 0, tokens)
+        encoder, _ = load_encoder(directory, details)
+        clicked = clicked_items(encoder.model)
+        bags = make_bags(clicked, tokens)
+        details["stand_in_length"] = encoder.mean_length(
+            [bag for bag, is_clicked in zip(bags, clicked) if is_clicked])
         rows = [Row(item.id, item.text, bag, vector)
-                for item, bag, vector in zip(items, bags, encoder.items(bags))]
+                for item, bag, vector in zip(items, bags, encoder.encode_items(bags))]
         queries = make_queries(encoder, bags)
         store.create(directory, queries.shape[1], rows, details, queries, settings)
 
@@ -99,4 +102,5 @@ def make_queries(encoder, bags):
         raise DataError("none of the items has a vector: none was clicked in training")
     random = np.random.default_rng(0)
     pairs = random.integers(0, len(full), (min(TUNING_QUERIES, len(full)), 2))
-    return encoder.sessions([[full[first], full[second]] for first, second in pairs])
+    return np.stack(encoder.encode_sessions([[Bag(full[first]), Bag(full[second])]
+                                             for first, second in pairs]))

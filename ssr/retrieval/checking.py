@@ -12,7 +12,7 @@ from ssr.retrieval.builds import current_build
 from ssr.retrieval.clicks import ClickLog
 from ssr.retrieval.items import Items
 from ssr.retrieval.live_settings import CLICKS_FILE, read_live
-from ssr.retrieval.model_copy import load_model
+from ssr.retrieval.model_copy import load_encoder
 from ssr.retrieval.store import Store
 
 
@@ -61,7 +61,7 @@ def _check_vectors(path, directory):
 def _check_model(path, directory):
     with contextlib.closing(Items(os.path.join(directory, "items.sqlite"))) as items:
         details = items.details
-    load_model(directory, details)
+    load_encoder(directory, details)
     return ()
 
 

@@ -18,6 +18,7 @@ tests/test_encoder.py holds all three to the same vectors.
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 from typing import NamedTuple, Union
 
@@ -81,6 +82,13 @@ class Encoder:
         vectors = iter(self._users(emb, lengths))
         return [next(vectors) if session else None for session in sessions]
 
+    def newest(self, items, click_of):
+        """The clicks of a session that encode_sessions looks at, oldest first, without those that
+        come before them being made. items: what was clicked, oldest first; click_of: a function
+        from an item to its Click, None where it has no vector"""
+        clicks = filter(None, map(click_of, reversed(items)))
+        return list(itertools.islice(clicks, self.max_len))[::-1]
+
     def stand_in(self, vector):
         """A click on an item that the model does not know, made of the vector of its readers.
 
@@ -133,6 +141,11 @@ class Encoder:
         """The mean length of the embeddings of items: a float, 1.0 for no item. bags: list of
         <int32>[n], none of them empty"""
         return _mean_length(self._embed_bags(chunk) for chunk in _chunks(bags))
+
+    def with_stand_ins(self, bags):
+        """The same Encoder, with stand-ins as long as items are on average. bags: of those that
+        were clicked in training, as of mean_length"""
+        return Encoder(self.model, self.max_len, self.mean_length(bags))
 
     def bag(self, rows, tokens=None):
         """The rows of the table that make up an item whose content has changed: its own row, if it
@@ -312,10 +325,3 @@ def _encode_member(emb, lengths, weights):
         user += gains[0] * emb[ends - 1]
         user += gains[1] * (total / lengths[:, None].astype(np.float32))
     return user / np.sqrt((user * user).sum(1, keepdims=True) + np.float32(1e-12))
-
-
-def freeze(model):
-    """A model without gradients from here on, in every thread. Returns its FrozenUsers."""
-    for parameter in model.parameters():
-        parameter.stop_gradient = True
-    return FrozenUsers(model)

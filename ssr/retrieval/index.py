@@ -18,97 +18,16 @@ import time
 import numpy as np
 
 from ssr.errors import DataError, UserError
-from ssr.retrieval.encoder import freeze
+from ssr.retrieval.encoder import Bag
 from ssr.retrieval.items import Row
 from ssr.retrieval.live import Catalogue, LiveClicks
 from ssr.retrieval.live_settings import CLICKS_FILE, live_settings
-from ssr.retrieval.model_copy import load_model
+from ssr.retrieval.model_copy import load_encoder
 from ssr.retrieval.store import Store
 from ssr.retrieval.values import Added, Answer, Hit, Item, Removed, check_item, enumerated
-from ssr.training.content import Bags
 
 logger = logging.getLogger(__name__)
-
-ITEMS_AT_A_TIME = 1 << 14  # items are encoded in groups of this size
 NO_TIME = 1e11  # seconds since 1970, the year 5138: milliseconds, rather
-
-
-# --- the model ------------------------------------------------------------------------------------
-
-
-class Encoder:
-    """The model of an index, asked for vectors; from any thread.
-
-    vocabulary: text.TokenVocabulary, None for a model without content
-    """
-
-    def __init__(self, model, vocabulary):
-        self._users = freeze(model)
-        self.model, self.vocabulary = model, vocabulary
-        self.num_items = model.vocab_size
-        # Of the items' embeddings, if these are their vectors too.
-        self.norm = None
-        if all(towers.item_fc is None for towers in model.members):
-            clicked = np.flatnonzero(model.item_clicks.numpy())
-            rows = model.embed(clicked).numpy() if len(clicked) else np.ones((1, 1), np.float32)
-            self.norm = float(np.linalg.norm(rows, axis=1).mean())
-
-    def bag(self, own, item):
-        """The rows of the table that make the embedding of an item, <int32>[n].
-
-        own: <int32>[n], its bag so far; of that its own row stays, its old content does not
-        Raises DataError for fields that cannot be any.
-        """
-        own = own[own < self.num_items]
-        if self.vocabulary is None:
-            return own
-        tokens = self.vocabulary.encode(item.text, item.fields)
-        return np.concatenate([own, self.num_items + tokens]).astype(np.int32)
-
-    def embed(self, bags):
-        """The embeddings of bags, none of them empty: a tensor <float32>[n, dim]."""
-        lengths = np.array([len(bag) for bag in bags])
-        rows = np.concatenate(bags).astype(np.int64)
-        if lengths.max() == 1:
-            return self.model.embed(rows)
-        bags = Bags.of(rows, lengths)
-        return self.model.embed(bags.rows, bags)
-
-    def items(self, bags):
-        """A list with the vector of each bag, <float32>[hidden], None for an empty one."""
-        vectors = [None] * len(bags)
-        full = [place for place, bag in enumerate(bags) if len(bag)]
-        for start in range(0, len(full), ITEMS_AT_A_TIME):
-            chunk = full[start:start + ITEMS_AT_A_TIME]
-            encoded = self.model.encode_item(self.embed([bags[place] for place in chunk]))
-            for place, vector in zip(chunk, encoded.numpy()):
-                vectors[place] = vector
-        return vectors
-
-    def sessions(self, sessions):
-        """<float32>[n, hidden] of sessions, none of them empty, each a list of clicks: a bag, not
-        empty, or, of an item that the model does not know, the embedding <float32>[dim] that stands
-        for it."""
-        lengths = np.array([len(clicks) for clicks in sessions])
-        clicks = [click for session in sessions for click in session]
-        bags = [click for click in clicks if click.dtype != np.float32]
-        emb = self._embed_few(bags) if bags else None
-        if len(bags) < len(clicks):
-            known = iter(emb if bags else [])
-            emb = np.stack([click if click.dtype == np.float32 else next(known)
-                            for click in clicks])
-        return self._users(emb, lengths)
-
-    def _embed_few(self, bags):
-        """As embed, in numpy: quicker for the clicks of a session."""
-        lengths = np.array([len(bag) for bag in bags])
-        rows = np.concatenate(bags).astype(np.int64)
-        return np.add.reduceat(self.model.embed(rows).numpy(), np.cumsum(lengths) - lengths)
-
-    def stand_in(self, vector):
-        """The embedding of an item from its vector <float32>[dim] of length 1, None where the model
-        keeps the two apart or there is no vector."""
-        return None if vector is None or self.norm is None else vector * np.float32(self.norm)
 
 
 # --- the index ------------------------------------------------------------------------------------
@@ -141,10 +60,11 @@ class Index:
     candidate_age: of a live index, seconds after its last click that an item is ranked by clicks
     """
 
-    def __init__(self, store, encoder, live=None, clock=time.time):
-        """store: a Store, open; encoder: the Encoder of the model that made its vectors; live:
-        LiveSettings, None for an index that is not live; clock: seconds since 1970"""
-        self.store, self._encoder = store, encoder
+    def __init__(self, store, encoder, vocabulary=None, live=None, clock=time.time):
+        """store: a Store, open; encoder: the Encoder of the model that made its vectors;
+        vocabulary: text.TokenVocabulary, None for a model without content; live: LiveSettings, None
+        for an index that is not live; clock: seconds since 1970"""
+        self.store, self._encoder, self._vocabulary = store, encoder, vocabulary
         self.scoring = live and live.scoring
         self.candidate_age = live and live.candidate_age
         self._live = None
@@ -171,7 +91,10 @@ class Index:
             store = Store(path, writable)
             try:
                 live = live_settings(path, writable, scoring, candidate_age)
-                return cls(store, Encoder(*load_model(store.directory, store.details)), live, clock)
+                encoder, vocabulary = load_encoder(store.directory, store.details)
+                if live and encoder.stand_in_length is None:
+                    encoder = encoder.with_stand_ins(_clicked_bags(store, encoder))
+                return cls(store, encoder, vocabulary, live, clock)
             except BaseException as error:
                 store.close()
                 # Or else build --overwrite has just taken away what was being opened.
@@ -205,7 +128,7 @@ class Index:
     def warm_up(self):
         """Does what the first query and the first Chinese text would have to wait for."""
         if self.takes_fresh:
-            self._encoder.vocabulary.encode("中文 words")
+            self._vocabulary.encode("中文 words")
         (id, _), = self.browse([], 1)[0] or [("", "")]
         self.query([id])
 
@@ -218,7 +141,7 @@ class Index:
     @property
     def takes_fresh(self):
         """Whether the model has content, so that items can be added which it never saw."""
-        return self._encoder.vocabulary is not None
+        return self._vocabulary is not None
 
     @property
     def details(self):
@@ -273,7 +196,7 @@ class Index:
             self.refresh()
         known = self.store.items.find(sorted({id for session in sessions for id in session}))
         asked = [self._understand(session, known) for session in sessions]
-        for one, user in zip(asked, self._encode([one.clicks for one in asked])):
+        for one, user in zip(asked, self._encoder.encode_sessions([one.clicks for one in asked])):
             one.user = user
         if self._live:
             for one in asked:
@@ -292,14 +215,8 @@ class Index:
     def _click_of(self, key, bag):
         """What the encoder takes for a click on an item, None where that has no vector."""
         if len(bag):
-            return bag
+            return Bag(bag)
         return self._encoder.stand_in(self._live.vector(key)) if self._live else None
-
-    def _encode(self, sessions):
-        """The vectors of sessions, lists of clicks: a list, None for an empty one."""
-        full = [session for session in sessions if session]
-        vectors = iter(self._encoder.sessions(full) if full else [])
-        return [next(vectors) if session else None for session in sessions]
 
     def _add_nearest(self, asked, k, exclude_session):
         """Fills what is ranked up to k hits with the nearest vectors."""
@@ -320,6 +237,13 @@ class Index:
                         for key, score, source in one.ranked],
                        len(one.session) - len(one.clicks),
                        "" if one.ranked else one.why_empty()) for one in asked]
+
+    def _bag(self, before, item):
+        """The rows that make up an item from here on. before: <int32>[n], those so far. Raises
+        DataError for fields that cannot be any."""
+        if self._vocabulary is None:
+            return self._encoder.bag(before)
+        return self._encoder.bag(before, self._vocabulary.encode(item.text, item.fields))
 
     # --- clicks
 
@@ -354,8 +278,8 @@ class Index:
         """The vectors of sessions of keys, a list, None where there is none."""
         stored = self.store.items.get(sorted({key for session in sessions for key in session}))
         clicks = [[self._click_of(key, stored[key].bag) for key in session] for session in sessions]
-        return self._encode([[click for click in session if click is not None]
-                             for session in clicks])
+        return self._encoder.encode_sessions([[click for click in session if click is not None]
+                                              for session in clicks])
 
     # --- changes
 
@@ -373,14 +297,14 @@ class Index:
             check_item(item)
         known = self.store.items.find([item.id for item in items])
         nothing = np.empty(0, np.int32)
-        bags = [self._encoder.bag(known[item.id].bag if item.id in known else nothing, item)
+        bags = [self._bag(known[item.id].bag if item.id in known else nothing, item)
                 for item in items]
         without = [item.id for item, bag in zip(items, bags) if not len(bag)]
         if without and not self.takes_fresh and not self._live:
             raise DataError(f"{enumerated(without)}: the model was trained without content, it "
                             "knows an item by its clicks and these had none in training; nothing "
                             "was added. Train with content to add fresh items")
-        vectors = self._encoder.items(bags)
+        vectors = self._encoder.encode_items(bags)
         self.store.put([Row(item.id, item.text, bag, vector) for item, bag, vector
                         in zip(items, bags, vectors)])
         if self._live:
@@ -398,3 +322,10 @@ class Index:
         if self._live:
             self._live.withdraw(item.key for item in self.store.items.find(ids).values())
         return Removed(len(ids) - len(unknown), unknown)
+
+
+def _clicked_bags(store, encoder):
+    """The bags of the items that were clicked in training, for an index that was built before it
+    stored how long a stand-in is."""
+    return [item.bag for items in store.items.scan() for item in items
+            if len(item.bag) and item.bag[0] < encoder.model.vocab_size]

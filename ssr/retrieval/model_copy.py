@@ -14,8 +14,10 @@ import shutil
 import utils
 from ssr.errors import StoreError
 from ssr.preparation import text
-from ssr.retrieval import evaluation
 from ssr.retrieval.builds import REMEDY
+from ssr.retrieval.checkpoint import load_model, max_len_of, model_digest
+from ssr.retrieval.encoder import Encoder
+from ssr.training.checkpoints import Checkpoint
 
 MODEL_DIR = "model"
 
@@ -47,13 +49,13 @@ def describe(model_dir, epoch, meta, directory):
     made_by = os.path.join(os.path.basename(os.path.abspath(model_dir)), f"epoch_{epoch}")
     names = [os.path.join(MODEL_DIR, f"epoch_{epoch}.json"), text.TOKENS_FILE, text.CUTTING_FILE]
     return {"model": made_by, "epoch": epoch,
-            "digest": _model_digest(os.path.join(directory, MODEL_DIR), epoch, meta),
+            "digest": model_digest(Checkpoint(os.path.join(directory, MODEL_DIR), epoch, meta)),
             "files": {name: _file_digest(os.path.join(directory, name)) for name in names
                       if os.path.exists(os.path.join(directory, name))}}
 
 
-def load_model(directory, details):
-    """(the model, text.TokenVocabulary or None for a model without content) of a build, once it is
+def load_encoder(directory, details):
+    """(Encoder, text.TokenVocabulary or None for a model without content) of a build, once it is
     certain that they are those that made the vectors.
 
     details: as of describe
@@ -61,16 +63,18 @@ def load_model(directory, details):
     """
     _check_files(directory, details)
     model_dir, epoch = os.path.join(directory, MODEL_DIR), details["epoch"]
-    meta = utils.load_meta(model_dir, epoch)
-    if _model_digest(model_dir, epoch, meta) != details["digest"]:
+    checkpoint = Checkpoint(model_dir, epoch, utils.load_meta(model_dir, epoch))
+    if model_digest(checkpoint) != details["digest"]:
         raise StoreError(
             f"the model in {model_dir} is not the one that made the vectors, {details['model']} "
             f"with the digest {details['digest'][:12]}: build the index anew (retrieve.py build "
             "--overwrite)")
     vocabulary = None
-    if meta["model"]["num_tokens"]:
+    if checkpoint.meta["model"]["num_tokens"]:
         vocabulary = text.TokenVocabulary.load(os.path.join(directory, text.TOKENS_FILE))
-    return evaluation.load_model(model_dir, epoch, meta), vocabulary
+    encoder = Encoder(load_model(checkpoint), max_len_of(checkpoint.meta),
+                      details.get("stand_in_length"))
+    return encoder, vocabulary
 
 
 def _check_files(directory, details):
@@ -83,14 +87,8 @@ def _check_files(directory, details):
             raise StoreError(f"cannot read {path} ({error.strerror}): {REMEDY}") from error
 
 
-def _model_digest(model_dir, epoch, meta):
-    """Of the sizes and the parameters in a checkpoint: 64 hexadecimal digits."""
-    sha = hashlib.sha256(json.dumps(meta["model"], sort_keys=True).encode())
-    return _file_digest(os.path.join(model_dir, f"epoch_{epoch}.pdparams"), sha)
-
-
-def _file_digest(path, sha=None):
-    sha = sha or hashlib.sha256()
+def _file_digest(path):
+    sha = hashlib.sha256()
     with open(path, "rb") as f:
         for block in iter(lambda: f.read(1 << 20), b""):
             sha.update(block)
