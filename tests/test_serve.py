@@ -22,8 +22,9 @@ import retrieve
 import train
 from ssr.errors import StoreError
 from ssr.news.stream import Scoring
-from ssr.retrieval.index import Index
-from ssr.service.app import Limits, make_app
+from ssr.retrieval import Index
+from ssr.service.app import make_app
+from ssr.service.limits import Limits
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMITS = Limits(max_body=20_000, max_session=9, max_k=50, max_batch=5)

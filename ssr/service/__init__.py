@@ -1,1 +1,12 @@
-"""The index behind HTTP."""
+"""The index behind HTTP.
+
+    limits.py     how much of anything a server takes
+    messages.py   what requests and answers hold
+    guards.py     what every request passes before it reaches a route, and how refusals are told
+    backend.py    the index as the routes use it
+    routes.py     the routes
+    metrics.py    measurements for Prometheus
+    page.py       the page to try it, page.html
+    app.py        all of this as one ASGI application
+    server.py     the process: sockets, connections, signals
+"""

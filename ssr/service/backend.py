@@ -1,0 +1,99 @@
+"""The index as the routes use it.
+
+A query for one session runs in the event loop: it is shorter than the way to a thread and back, and
+waits for no disk. Everything that may take longer runs in threads: all changes in a single one,
+since the index makes them one at a time anyway, so that no number of waiting changes takes away the
+threads that readers need; and queries for many sessions in a few, since their answers are large.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+from starlette.concurrency import run_in_threadpool
+
+from ssr.errors import DataError
+
+BATCHES_AT_A_TIME = 4
+HITS_AT_A_TIME = 512  # whose texts are in memory while a batch is answered
+
+
+class Backend:
+    """An index that is open for writing, asked from an event loop.
+
+    index: retrieval.Index; limits: limits.Limits
+    model: what tells the index's model from others
+    """
+
+    def __init__(self, index, limits):
+        self.index, self.limits = index, limits
+        self.model = f"{index.details['model']} {index.details['digest'][:12]}"
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._batches = ThreadPoolExecutor(BATCHES_AT_A_TIME, "batches")
+
+    def close(self):
+        """Returns when what was begun is finished."""
+        self._batches.shutdown()
+        self._writer.shutdown()
+
+    # --- queries: bytes of JSON; DataError for more than Limits.max_answer of them
+
+    def recommend(self, session, k, exclude_session):
+        """The answer for a session, as of Index.query."""
+        return self._encode(self.index.query(session, k, exclude_session))
+
+    async def recommend_many(self, sessions, k, exclude_session):
+        """The answers for many sessions, as of Index.query_many."""
+        return await self._run(self._batches, self._answer_many, sessions, k, exclude_session)
+
+    def _answer_many(self, sessions, k, exclude_session):
+        parts, size = [], 0
+        step = max(1, HITS_AT_A_TIME // k)
+        for start in range(0, len(sessions), step):
+            for answer in self.index.query_many(sessions[start:start + step], k, exclude_session):
+                parts.append(self._encode(answer))
+                size += len(parts[-1]) + 1
+                self._check_size(size)
+        return b'{"answers":[' + b",".join(parts) + b"]}"
+
+    async def browse(self, words, limit):
+        """The candidates whose text or id contains each of the words, as of Index.browse."""
+        items, complete = await run_in_threadpool(self.index.browse, words, limit)
+        self._check_size(sum(len(text) for _, text in items))
+        return self._checked({"items": [{"id": id, "text": text} for id, text in items],
+                              "complete": complete})
+
+    def _encode(self, answer):
+        self._check_size(sum([len(hit.text) for hit in answer.hits]))
+        return self._checked({"hits": [hit._asdict() for hit in answer.hits],
+                              "skipped": answer.skipped, "reason": answer.reason})
+
+    def _checked(self, content):
+        encoded = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        self._check_size(len(encoded))
+        return encoded
+
+    def _check_size(self, size):
+        if size > self.limits.max_answer:
+            raise DataError(f"the answer would have more than {self.limits.max_answer} bytes: ask "
+                           "for less at a time")
+
+    # --- changes: on the disk when they return, even if the client has gone
+
+    async def add(self, items):
+        """As Index.add."""
+        return await self._run(self._writer, self.index.add, items)
+
+    async def remove(self, ids):
+        """As Index.remove."""
+        return await self._run(self._writer, self.index.remove, ids)
+
+    async def click(self, clicks):
+        """As Index.click."""
+        await self._run(self._writer, self.index.click, clicks)
+
+    @staticmethod
+    async def _run(threads, function, *arguments):
+        return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)

@@ -1,0 +1,77 @@
+"""Measurements for Prometheus."""
+
+from __future__ import annotations
+
+import time
+
+import prometheus_client
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+METHODS = ("GET", "PUT", "POST", "DELETE")
+BUCKETS = (.0005, .001, .002, .003, .005, .0075, .01, .015, .025, .05, .1, .25, 1, 5)  # seconds
+
+
+def make_registry(index):
+    """A registry with what is known about the process and an Index."""
+    registry = prometheus_client.CollectorRegistry()
+    prometheus_client.ProcessCollector(registry=registry)
+    observe(registry, "ssr_items", "Items that are known, removed ones too",
+            lambda: index.size()[0])
+    observe(registry, "ssr_candidates", "Items that can be recommended", lambda: index.size()[1])
+    if index.is_live:
+        observe(registry, "ssr_click_backlog", "Clicks that are not on the disk yet",
+                index.click_backlog)
+        observe(registry, "ssr_clicks_ahead_total", "Clicks whose time was ahead of the clock",
+                lambda: index.clicks_ahead)
+    return registry
+
+
+def observe(registry, name, description, value):
+    """Adds a gauge, or a counter if the name ends in _total. value: called for the number whenever
+    the metrics are asked for"""
+    registry.register(_Observed(name, description, value))
+
+
+class _Observed:
+    """A number that is kept elsewhere."""
+
+    def __init__(self, name, description, value):
+        family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        self.collect = lambda: [family(name, description, value=value())]
+
+
+def exposition(registry):
+    """The metrics in Prometheus' text format, bytes."""
+    return prometheus_client.generate_latest(registry)
+
+
+class MeasuredRequests:
+    """Counts and times requests, by route rather than by path: there are as many paths as items."""
+
+    def __init__(self, app, registry):
+        self.app = app
+        self.requests = prometheus_client.Counter(
+            "ssr_requests", "Requests answered", ["method", "route", "status"], registry=registry)
+        self.seconds = prometheus_client.Histogram(
+            "ssr_request_seconds", "Time from the request to the end of the answer",
+            ["method", "route"], registry=registry, buckets=BUCKETS)
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        begin, status = time.perf_counter(), 500
+
+        async def send_and_note(message):
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        finally:
+            # No label holds what strangers may choose freely.
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.requests.labels(method, route, status).inc()
+            self.seconds.labels(method, route).observe(time.perf_counter() - begin)
