@@ -16,63 +16,104 @@ from __future__ import annotations
 
 import os
 
-from ssr import commands
-from ssr.cluster.training import (check_parameter_server, end_with, leave, run_server, run_trainer,
-                                  train, utils)
-from ssr.runtime import paddle
+from ssr.commands import number, run, setup_logging
 
-# --- flags ----------------------------------------------------------------------------------------
+from ssr.cluster.ending import end_with, leave
+from ssr.cluster.job import Job
+from ssr.cluster.program import parameter_server
+from ssr.cluster.server import run_server
+from ssr.cluster.trainer import Files, run_trainer
+from ssr.training import flags
+from ssr.training.loop import kpi_lines
+from ssr.training.settings import merge
 
 
 def parse_args(argv=None):
-    parser = train.make_parser("Sequence Semantic Retrieval: training with parameter servers",
+    """The flags; ends with a usage error where they do not go together."""
+    parser = flags.make_parser("Sequence Semantic Retrieval: training with parameter servers",
                                "cluster_model")
     add = parser.add_argument
     add("--role", choices=("pserver", "trainer"), default="pserver", help="what this process is")
-    add("--endpoints", default="127.0.0.1:6000", help="host:port of all servers, with commas")
-    add("--current_endpoint", default="127.0.0.1:6000", help="which of them a server is")
-    add("--trainer_id", type=commands.number(int, 0), default=0, help="which trainer, from 0 on")
-    add("--trainers", type=commands.number(int, 1), default=1, help="number of trainers")
+    add("--endpoints", default="127.0.0.1:6000", help="host:port of each server, with commas between")
+    add("--current_endpoint", default="127.0.0.1:6000",
+        help="of a server: which of them it is")
+    add("--trainer_id", type=number(int, 0, 10 ** 6), default=0,
+        help="of a trainer: which one it is, from 0 on")
+    add("--trainers", type=number(int, 1, 10 ** 6), default=1, help="number of trainers")
     add("--coordinator", default="127.0.0.1:6002",
         help="host:port on trainer 0's machine, where all processes meet")
-    add("--wait", type=commands.number(int, 1), default=40,
+    add("--wait", type=number(int, 1, 10 ** 6), default=40,
         help="seconds that a trainer waits for the others at the start; servers wait on")
-    args, _ = train.parse_given(parser, argv)
-    if args.use_cuda or args.parallel or args.num_devices > 1:
-        parser.error("the parameter server runs on CPUs, one process a trainer: leave out "
-                     "--use_cuda, --parallel and --num_devices")
+    args = flags.parse(parser, argv)
     args.endpoints = args.endpoints.split(",")
+    check_flags(args, parser.error)
+    return args
+
+
+def check_flags(args, error):
+    """Calls error with a message where flags do not go together."""
+    if args.use_cuda or args.parallel or args.num_devices > 1:
+        error("the parameter server runs on CPUs, one process a trainer: leave out --use_cuda, "
+              "--parallel and --num_devices")
     for endpoint in [*args.endpoints, args.current_endpoint, args.coordinator]:
         host, _, port = endpoint.rpartition(":")
-        if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            parser.error(f"{endpoint!r} is not host:port")
+        if not (host and port.isascii() and port.isdigit() and 0 < int(port[:9]) < 65536):
+            error(f"{endpoint!r} is not host:port")
     if len({*args.endpoints, args.coordinator}) != len(args.endpoints) + 1:
-        parser.error("--endpoints and --coordinator must all be different")
+        error("--endpoints and --coordinator must all be different")
     if args.role == "pserver" and args.current_endpoint not in args.endpoints:
-        parser.error(f"--current_endpoint {args.current_endpoint} is not one of --endpoints "
-                     f"{','.join(args.endpoints)}")
+        error(f"--current_endpoint {args.current_endpoint} is not one of --endpoints "
+              f"{','.join(args.endpoints)}")
     if args.trainer_id >= args.trainers:
-        parser.error(f"--trainer_id {args.trainer_id} is not below --trainers {args.trainers}")
-    return args
+        error(f"--trainer_id {args.trainer_id} is not below --trainers {args.trainers}")
+
+
+class Progress:
+    """Prints what train.py prints."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.seconds = []  # of each epoch
+
+    def start(self, epoch):
+        print(f"epoch_{epoch} start")
+
+    def end(self, result):
+        self.seconds.append(result.seconds)
+        mean = sum(self.seconds) / len(self.seconds)
+        print("epoch:%d num_steps:%d time_cost(s):%f" % (result.epoch, result.num_steps, mean))
+        print(f"epoch:{result.epoch} avg_cost:{result.cost:.6f} acc:{result.acc:.4f} "
+              f"sessions/s:{result.sessions / result.seconds:.0f}", flush=True)
+        if not result.path:
+            return
+        print(f"model saved in {result.path}", flush=True)
+        if self.settings.enable_ce and result.epoch == self.settings.epochs:
+            print(*kpi_lines(mean, result.acc, use_cuda=0, num_devices=1), sep="\n", flush=True)
+
+
+def serve_or_train(args):
+    """Serves or trains in this process. Returns the exit code."""
+    settings = merge(args.given)
+    job = Job(args.endpoints, args.coordinator, args.trainers, wait=args.wait)
+    with parameter_server():
+        if args.role == "pserver":
+            server = args.endpoints.index(args.current_endpoint)
+            run_server(job._replace(server=server), settings, args.vocab_path)
+        else:
+            files = Files(args.train_dir, args.vocab_path, args.model_dir, args.overwrite)
+            progress = Progress(settings)
+            run_trainer(job._replace(trainer=args.trainer_id), settings, files, args.print_batch,
+                        progress.start, progress.end)
+    return 0
 
 
 def main(argv=None):
     args = parse_args(argv)
-    commands.setup_logging()
+    setup_logging()
     # Only cluster_train.sh asks for it: a process that a terminal started may outlive that.
     if os.environ.get("CLUSTER_TRAIN_PARENT"):
         end_with(int(os.environ["CLUSTER_TRAIN_PARENT"]))
-
-    def run():
-        utils.check_version()
-        check_parameter_server()
-        utils.set_device(0)
-        paddle.enable_static()
-        try:
-            return run_server(args) if args.role == "pserver" else run_trainer(args)
-        finally:
-            paddle.disable_static()
-    return commands.run(run)
+    return run(lambda: serve_or_train(args))
 
 
 if __name__ == "__main__":

@@ -21,16 +21,18 @@ import infer
 import reader
 import train
 from nets import SequenceSemanticRetrieval
-from ssr.kernels.static import pair_cosines
-from ssr.cluster import training
+from ssr.cluster import meeting, program, trainer
 from ssr.errors import SetupError
+from ssr.kernels.static import pair_cosines
+from ssr.training.building import build
+from ssr.training.settings import Settings, merge
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ["--embedding_dim", "8", "--hidden_size", "8"]
 LIMIT = 60  # seconds within which all has to end when a process fails
 
 try:
-    training.check_parameter_server()
+    program.check_parameter_server()
     HAS_SERVER = True
 except SetupError:
     HAS_SERVER = False
@@ -128,11 +130,10 @@ def test_flags_of_the_retired_script():
     assert (args.role, args.current_endpoint, args.trainer_id, args.trainers) == \
         ("pserver", "127.0.0.1:6000", 0, 1)
     assert args.endpoints == ["127.0.0.1:6000"]
-    ours, _ = train.parse_args([])
-    for name, value in vars(ours).items():
-        if name not in ("model_dir", "resume", "init_from", "item_tokens", "valid_dir",
-                        "patience", "log_dir"):
-            assert getattr(args, name) == value, name
+    ours = train.parse_args([])
+    assert merge(args.given) == merge(ours.given)
+    for name in vars(ours).keys() & vars(args).keys() - {"model_dir"}:
+        assert getattr(args, name) == getattr(ours, name), name
     assert args.model_dir == "cluster_model"
 
 
@@ -161,7 +162,7 @@ def test_padded_network_is_the_network(user_encoder):
     lengths = np.array([3, 1, 4])
     batch = reader.Batch(np.array([5, 6, 7, 8, 9, 5, 11, 12]), lengths, np.array([1, 2, 3]),
                          np.array([[1, 4], [2, 5], [3, 6]]), None, 3)
-    fed = training.pad(batch)
+    fed = program.pad(batch)
     assert fed["clicks"].tolist() == [[5, 6, 7, 0], [8, 0, 0, 0], [9, 5, 11, 12]]
     (users, items), = model(batch)
     expected = [paddle.sum(users * items[i::2], axis=1) for i in range(2)]
@@ -177,10 +178,10 @@ def test_trainers_that_went_apart_are_noticed():
     random = np.random.default_rng(0)
     initial = random.normal(size=(50, 4))
     served = initial + random.normal(size=(50, 4))
-    training.check_agreement(served + 0.1, served, initial)
+    trainer.check_agreement(served + 0.1, served, initial)
     for local, there in ((initial, served), (served, initial), (served * np.nan, served)):
         with pytest.raises(SetupError, match="did not exchange"):
-            training.check_agreement(local, there, initial)
+            trainer.check_agreement(local, there, initial)
 
 
 @pytest.mark.parametrize("version", [("3", "1"), ("3", "3")])
@@ -203,11 +204,11 @@ def test_this_paddle_without_parameter_server(job):
 
 @pytest.fixture
 def faults(monkeypatch):
-    """What training.fail was called with, instead of the end of the process."""
+    """What meeting.fail was called with, instead of the end of the process."""
     found, links = [], []
-    start = training.Link.start
-    monkeypatch.setattr(training, "fail", found.append)
-    monkeypatch.setattr(training.Link, "start",
+    start = meeting.Link.start
+    monkeypatch.setattr(meeting, "fail", found.append)
+    monkeypatch.setattr(meeting.Link, "start",
                         lambda link, *args: (links.append(link), start(link, *args)))
     yield found
     for link in links:  # none may outlive the test and call the real one
@@ -232,7 +233,7 @@ def in_thread(function, *args):
 
 def test_processes_meet_gather_and_leave(faults):
     endpoint = f"127.0.0.1:{free_ports()}"
-    join, host = training.Peers.join, training.Peers.host
+    join, host = meeting.Peers.join, meeting.Peers.host
     early = [in_thread(join, endpoint, "trainer 1", 1, 2, 10),
              in_thread(join, endpoint, "server 0", None, 2, None)]
     hosting = in_thread(host, endpoint, ["server 0", "trainer 1"], 2, 10)
@@ -256,8 +257,8 @@ def test_processes_meet_gather_and_leave(faults):
 
 def test_the_end_of_a_process_is_noticed(faults):
     endpoint = f"127.0.0.1:{free_ports()}"
-    joining = in_thread(training.Peers.join, endpoint, "trainer 1", 1, 2, 10)
-    training.Peers.host(endpoint, ["trainer 1"], 2, 10)
+    joining = in_thread(meeting.Peers.join, endpoint, "trainer 1", 1, 2, 10)
+    meeting.Peers.host(endpoint, ["trainer 1"], 2, 10)
     joining[0].join(10)
     joining[1][0].links["trainer 0"].sock.shutdown(socket.SHUT_RDWR)
     wait_until(lambda: len(faults) == 2, 10)
@@ -267,12 +268,13 @@ def test_the_end_of_a_process_is_noticed(faults):
 def test_strangers_are_turned_away_and_who_is_missing_is_named(faults):
     port = free_ports()
     endpoint = f"127.0.0.1:{port}"
-    hosting = in_thread(training.Peers.host, endpoint, ["server 0", "trainer 1"], 2, 4)
-    in_thread(training.Peers.join, endpoint, "server 0", None, 2, None)
-    in_thread(training.Peers.join, endpoint, "trainer 7", 7, 8, 3)
-    stranger = training.connect(endpoint, 3)
-    stranger.sendall(b"GET / HTTP/1.1\r\n")
-    stranger.close()
+    hosting = in_thread(meeting.Peers.host, endpoint, ["server 0", "trainer 1"], 2, 4)
+    in_thread(meeting.Peers.join, endpoint, "server 0", None, 2, None)
+    in_thread(meeting.Peers.join, endpoint, "trainer 7", 7, 8, 3)
+    for message in (b"GET / HTTP/1.1\r\n", b'{"name": ["server 0"]}\n', b"7\n"):
+        stranger = meeting.connect(endpoint, 3)
+        stranger.sendall(message)
+        stranger.close()
     wait_until(lambda: any("expects no trainer 7" in fault for fault in faults), 5)
     hosting[0].join(10)
     assert str(hosting[1][0]) == f"trainer 1 did not come to {endpoint} within 4 s: see its log"
@@ -335,10 +337,9 @@ def test_one_trainer_gets_the_parameters_of_a_single_process(job):
     assert train.main([*SMALL, "--epochs", "2"]) == 0
     ours, theirs = (paddle.load(f"{name}/epoch_2.pdparams")
                     for name in ("cluster_model", "model_output"))
-    start = {name: value.numpy() for name, value in
-             train.build(train.parse_args(SMALL)[0],
-                         reader.construct_train_data("train_data", "vocab.txt").item_clicks())[0]
-             .state_dict().items()}
+    clicks = reader.construct_train_data("train_data", "vocab.txt").item_clicks()
+    model, _ = build(Settings(embedding_dim=8, hidden_size=8), clicks)
+    start = {name: value.numpy() for name, value in model.state_dict().items()}
     assert ours.keys() == theirs.keys()
     for name, value in start.items():
         one, other = np.asarray(ours[name]), np.asarray(theirs[name])
