@@ -34,7 +34,7 @@ def parse_args(argv=None):
                                "cluster_model")
     add = parser.add_argument
     add("--role", choices=("pserver", "trainer"), default="pserver", help="what this process is")
-    add("--endpoints", default="127.0.0.1:6000", help="host:port of each server, with commas between")
+    add("--endpoints", default="127.0.0.1:6000", help="host:port of each server, with commas")
     add("--current_endpoint", default="127.0.0.1:6000",
         help="of a server: which of them it is")
     add("--trainer_id", type=number(int, 0, 10 ** 6), default=0,
