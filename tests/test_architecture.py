@@ -28,7 +28,7 @@ ARROWS = {
     "ssr.retrieval": {"foundations", "ssr.runtime", "ssr.kernels", "core", "ssr.training",
                       "ssr.news", "ssr.preparation.text"},
     "ssr.news.replay": {"foundations", "ssr.news", "ssr.retrieval"},
-    "ssr.service": {"foundations", "ssr.retrieval"},
+    "ssr.service": {"foundations", "ssr.retrieval", "ssr.preparation.text"},
     "ssr.cluster": {"foundations", "ssr.runtime", "ssr.kernels", "core", "ssr.training"},
 }
 
