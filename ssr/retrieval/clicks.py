@@ -208,6 +208,13 @@ class ClickLog:
                    for number, session, item, when, user, published in rows]
             after = rows[-1][0]
 
+    def newest_before(self, number, now):
+        """The newest time up to now of the rows with lower numbers, -inf where there is none."""
+        with self._using, self._errors():
+            newest, = self._db.execute("SELECT max(time) FROM clicks WHERE number < ? AND time <= ?",
+                                       (number, now)).fetchone()
+        return -np.inf if newest is None else newest
+
     def model(self):
         """The digest of the model that made the vectors, None where there are none."""
         return self._get("model") if self._is_there() else None

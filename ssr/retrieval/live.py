@@ -8,7 +8,7 @@ Only the index's own clock says what is old. A click never leads it, and one tha
 behind than an item remains a candidate is refused. A clock may be wrong for a while: the log holds
 clicks in the order in which they came, so one that lies in the future as the clock has it now came
 when its neighbours did, and nothing is removed from the log that the clock has not called old for
-a day (ClickLog.prune). Where the clock goes back, the Stream is made anew.
+a day (ClickLog.prune). Where the clock is set, the Stream is made anew.
 
 It knows no model. Whoever opens it says how sessions become vectors.
 """
@@ -28,9 +28,12 @@ from ssr.retrieval.clicks import SESSION_AGE, Click, ClickLog, SessionBefore, Se
 logger = logging.getLogger(__name__)
 
 LEAD = 5.0  # seconds that clocks may differ
+JUMP = 60.0  # seconds that it may lead time.monotonic, before it counts as set anew
+TICK = 1e-6  # seconds
 TIDY_EVERY = 3600  # seconds
 RECOVER_EVERY = 10  # seconds, between attempts
 NOTHING = SessionBefore([], None)
+NEVER = float("-inf")
 
 
 class Catalogue(NamedTuple):
@@ -64,7 +67,7 @@ class LiveClicks:
         self._changing = threading.Lock()  # around the Stream
         self._withdrawn = set()
         self._now = self._tidied = clock()
-        self._recover_after = 0.0  # by time.monotonic
+        self._looked, self._recover_after = time.monotonic(), 0.0
         self._begin_anew()
         self._log = ClickLog(path, writable)
         try:
@@ -79,7 +82,7 @@ class LiveClicks:
         self._stream = stream.Stream(self._catalogue.dim, self._catalogue.vector, self.age)
         self._sessions = Sessions()
         self._read_to = 0  # number in the log
-        self._newest = None  # the newest time in it that is not of the future
+        self._newest = NEVER  # the newest time in it that is not of the future
         self._stream.advance(self._now)
         for key in self._withdrawn:
             self._stream.withdraw(key)
@@ -89,19 +92,21 @@ class LiveClicks:
         self._log.close()
 
     def now(self):
-        """The index's own clock, which does not go back; where the machine's does, all starts
-        anew."""
-        now = self._clock()
-        if now >= self._now - LEAD:
-            self._now = max(self._now, now)
-        elif time.monotonic() >= self._recover_after:
-            self._recover(now)
+        """The index's own clock. It never stands still, so that a query sees the clicks that came
+        before it, and never goes back; where the machine's clock was set, all starts anew."""
+        now, steady = self._clock(), time.monotonic()
+        ahead = now - self._now
+        if ahead < -LEAD or ahead > JUMP + steady - self._looked:
+            if steady >= self._recover_after:
+                self._recover(now)
+        else:
+            self._now = max(self._now + TICK, now)
+        self._looked = steady
         return self._now
 
     def _recover(self, now):
-        """Makes the Stream anew from the log, as opening does, as of an earlier moment."""
-        logger.warning("the clock has gone back by %.0f s: the clicks are read again",
-                       self._now - now)
+        """Makes the Stream anew from the log, as opening does, as of another moment."""
+        logger.warning("the clock was set, by %.0f s: the clicks are read again", now - self._now)
         before = self._now
         try:
             with self._writing:
@@ -214,12 +219,12 @@ class LiveClicks:
     def _read_log(self, renew=False):
         """What the log has and the Stream does not. renew: the vectors are another model's"""
         ours = self._log.model() == self._catalogue.model
-        since = float("-inf") if renew else self._now - self.age
+        since = NEVER if renew else self._now - self.age
         renewed = {}
         for rows in self._log.read(self._read_to, since):
             self._read_to = rows[-1].number
             for published, group in itertools.groupby(rows, lambda row: row.published):
-                part = [row._replace(click=self._placed(row.click)) for row in group]
+                part = [row._replace(click=self._placed(row)) for row in group]
                 clicks = [row.click for row in part]
                 if published:
                     self._publish_again(clicks)
@@ -230,12 +235,15 @@ class LiveClicks:
         if renew:
             self._log.set_users(renewed, self._catalogue.model)
 
-    def _placed(self, click):
-        """A click of the log, with its time in the order of the log where it lies in the future."""
-        if click.time > self._now + LEAD:
-            return click._replace(time=self._now if self._newest is None else self._newest)
-        self._newest = click.time if self._newest is None else max(self._newest, click.time)
-        return click
+    def _placed(self, row):
+        """The click of a row. One that lies in the future came when those before it did."""
+        click = row.click
+        if click.time <= self._now + LEAD:
+            self._newest = max(self._newest, click.time)
+            return click
+        if self._newest == NEVER:  # those before it are too old to have been read
+            self._newest = self._log.newest_before(row.number, self._now)
+        return click._replace(time=self._now - TICK if self._newest == NEVER else self._newest)
 
     def _checked(self, user):
         return user if user is not None and len(user) == self._catalogue.dim else None
