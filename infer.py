@@ -14,11 +14,12 @@ import logging
 import sys
 import time
 
+from ssr.commands import Parser, data_path, number, run, setup_logging
+
 import numpy as np
 
 import reader
 import utils
-from ssr import commands
 from ssr.errors import DataError, SetupError
 from ssr.files import write_atomically
 from ssr.retrieval import evaluation
@@ -30,8 +31,8 @@ logger = logging.getLogger("infer")
 
 
 def parse_args(argv=None):
-    parser = commands.Parser("Sequence Semantic Retrieval: evaluation")
-    add, positive = parser.add_argument, commands.number(int, 1)
+    parser = Parser("Sequence Semantic Retrieval: evaluation")
+    add, positive = parser.add_argument, number(int, 1)
     add("--test_dir", default="test_data", help="directory of session files")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items")
     add("--model_dir", default="model_output", help="where train.py saved epoch_N")
@@ -39,7 +40,7 @@ def parse_args(argv=None):
     add("--last_index", type=positive, default=10, help="last epoch to evaluate")
     add("--best", action="store_true", help="evaluate the epoch that was the best on train.py's "
         "--valid_dir, in place of --start_index to --last_index")
-    add("--use_cuda", type=commands.number(int, 0, 1), default=0, help="1 for a GPU")
+    add("--use_cuda", type=number(int, 0, 1), default=0, help="1 for a GPU")
     add("--batch_size", type=positive, default=50, help="queries at a time")
     for names in (("--hid_size", "--hidden_size"), ("--emb_size", "--embedding_dim")):
         add(*names, dest=names[1][2:], type=positive, help="as in the checkpoint, so it need not "
@@ -48,13 +49,13 @@ def parse_args(argv=None):
         help="the K of recall@K and MRR@K, several allowed")
     add("--positions", choices=("last", "all"), default="last",
         help="predict the last click of each line, or every click after the first")
-    add("--item_tokens", type=commands.data_path, metavar="FILE", help="for a model that was "
+    add("--item_tokens", type=data_path, metavar="FILE", help="for a model that was "
         "trained with it: line i holds the tokens of item i (default: the file of the training)")
     add("--candidates", choices=("all", "unknown"), default="all", help="rank all items that have "
         "a vector, or only those that were not clicked in training, for labels among them")
     add("--output", metavar="FILE",
         help="write the top items of each query, as tab-separated text")
-    add("--items_path", default="items.txt", type=commands.data_path,
+    add("--items_path", default="items.txt", type=data_path,
         help="raw ids and texts for --output, where the file exists")
     args = parser.parse(argv)
     if args.best and {"start_index", "last_index"} & {*args.given}:
@@ -194,8 +195,8 @@ def infer_to_file(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    commands.setup_logging()
-    return commands.run(lambda: infer_to_file(args))
+    setup_logging()
+    return run(lambda: infer_to_file(args))
 
 
 if __name__ == "__main__":

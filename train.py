@@ -19,16 +19,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 import time
 
+from ssr.commands import be_quiet, run, setup_logging
+
 import numpy as np
-from tqdm import tqdm
 
 import utils
 from nets import check_architecture
-from ssr import commands
 from ssr.errors import SetupError
 from ssr.kernels.exchange import GradientExchange, connect
 from ssr.kernels.processes import rank_and_size, start_workers, was_started
@@ -38,6 +37,7 @@ from ssr.runtime import paddle
 from ssr.training import flags
 from ssr.training.building import build, build_objective
 from ssr.training.checkpoints import restore
+from ssr.training.loop import epoch_batches, kpi_lines, train_epoch
 from ssr.training.record import Record, open_visualdl
 from ssr.training.settings import merge
 from ssr.training.start import prepare
@@ -45,7 +45,6 @@ from ssr.training.start import prepare
 logger = logging.getLogger("train")
 
 VALID_BATCH = 200  # queries at a time
-RANK_SEEDS = 1 << 32  # ranks are so far apart that their dropout has nothing in common
 
 
 # --- a step, an epoch, a run ----------------------------------------------------------------------
@@ -78,47 +77,6 @@ def make_step(model, loss, optimizer, exchange=None):
     return step
 
 
-def train_epoch(step, batches, num_steps, print_batch, epoch):
-    """Runs step (see make_step) on each batch. Returns (mean loss and mean acc of a target,
-    sessions of this rank)."""
-    total_loss = total_correct = targets = sessions = 0
-    pending = []  # a tensor is read only when it is printed: a GPU need not wait for it
-    bar = tqdm(batches, total=num_steps, desc=f"epoch {epoch}", unit="step", leave=False,
-               disable=not sys.stderr.isatty())
-    for number, batch in enumerate(bar, 1):
-        pending.append((*step(batch), batch.num_targets))
-        sessions += len(batch.lengths)
-        if number % print_batch and number != num_steps:
-            continue
-        for loss, correct, weight in pending:
-            cost, acc = float(loss), float(correct)
-            total_loss += cost * weight
-            total_correct += acc * weight
-            targets += weight
-        pending.clear()
-        if not np.isfinite(cost):
-            raise SetupError(f"the loss became {cost} in step {number} of epoch {epoch}: train "
-                             "anew with a smaller --base_lr")
-        if bar.disable:
-            if number % print_batch == 0:
-                logger.info("Train --> pass: %d batch_id: %d avg_cost: %f, acc: %f",
-                            epoch - 1, number - 1, cost, acc)
-        else:
-            bar.set_postfix(avg_cost=f"{cost:.4f}", acc=f"{acc:.3f}", refresh=False)
-    return total_loss / targets, total_correct / targets, sessions
-
-
-def epoch_batches(run, negatives, epoch, rank=0, world_size=1):
-    """The batches of a rank in an epoch, and how many of them there are."""
-    settings = run.settings
-    batches = run.dataset.train(settings.batch_size, settings.seed, epoch, negatives,
-                                settings.targets, settings.max_len, run.content, rank, world_size)
-    num_steps = run.dataset.num_steps(settings.batch_size, world_size)
-    if settings.enable_ce:
-        num_steps = min(num_steps, settings.step_num)
-    return (batch for _, batch in zip(range(num_steps), batches)), num_steps
-
-
 def with_linear_rate(batches, num_steps, epoch, settings, optimizer):
     """Passes batches on and sets the learning rate before each."""
     for step, batch in enumerate(batches):
@@ -144,8 +102,7 @@ def train_epochs(args, run, model, optimizer, group=None, record=None):
     for epoch in range(run.done + 1, settings.epochs + 1):
         print(f"epoch_{epoch} start")
         begin = time.time()
-        # What is drawn in an epoch does not depend on the past.
-        paddle.seed(settings.seed + epoch + rank * RANK_SEEDS)
+        paddle.seed(dropout_seed(settings.seed, epoch, rank))
         batches, num_steps = epoch_batches(run, negatives, epoch, rank, world_size)
         if settings.lr_schedule == "linear":
             batches = with_linear_rate(batches, num_steps, epoch, settings, optimizer)
@@ -166,7 +123,13 @@ def train_epochs(args, run, model, optimizer, group=None, record=None):
             print(f"no higher recall@{flags.VALID_K} for {args.patience} epochs: training ends")
             break
     if settings.enable_ce:
-        print_kpis(args, mean_time, acc)
+        print(*kpi_lines(mean_time, acc, args.use_cuda, args.num_devices), sep="\n")
+
+
+def dropout_seed(seed, epoch, rank):
+    """The seed of what is drawn in an epoch on a rank: it does not depend on the past, and no two
+    of these have anything in common."""
+    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def all_agree(stop, event, group):
@@ -204,16 +167,6 @@ def make_validation(run):
     return validate if run.valid else None
 
 
-def print_kpis(args, seconds, acc):
-    """The lines that continuous evaluation reads: seconds an epoch, accuracy of the last one."""
-    if args.use_cuda:
-        device = f"gpu{args.num_devices}"
-    else:
-        device = f"cpu{args.num_devices}_thread{os.environ.get('NUM_THREADS', 1)}"
-    print(f"kpis\teach_pass_duration_{device}\t{seconds}")
-    print(f"kpis\ttrain_acc_{device}\t{acc}")
-
-
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -239,7 +192,7 @@ def train(args, run):
     train_epochs(args, run, model, optimizer, group, record)
 
 
-def run(args):
+def start(args):
     """Trains in this process, or starts one per device. Returns the exit code."""
     utils.check_version()
     rank, world_size = rank_and_size()
@@ -249,20 +202,20 @@ def run(args):
     with with_directory:
         if args.num_devices > 1 and world_size == 1:
             utils.check_devices(args.use_cuda, args.num_devices)
-            commands.be_quiet()  # what there is to say rank 0 says; errors are told here
+            be_quiet()  # what there is to say rank 0 says; errors are told here
             prepare(args)
             return start_workers(args.num_devices, args.use_cuda)
         utils.set_device(args.use_cuda)
         if rank:  # one of them speaks for all
-            commands.be_quiet()
-        started = prepare(args)
-        if started.done >= started.settings.epochs:
-            print(f"{args.model_dir} holds all {started.settings.epochs} epochs of this run: give "
+            be_quiet()
+        prepared = prepare(args)
+        if prepared.done >= prepared.settings.epochs:
+            print(f"{args.model_dir} holds all {prepared.settings.epochs} epochs of this run: give "
                   "more --epochs to go on")
             return 0
         # The names of the optimizer's state do not depend on what ran in this process before.
         with paddle.utils.unique_name.guard():
-            train(args, started)
+            train(args, prepared)
     return 0
 
 
@@ -285,8 +238,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    commands.setup_logging()
-    return commands.run(lambda: run(args))
+    setup_logging()
+    return run(lambda: start(args))
 
 
 if __name__ == "__main__":

@@ -213,17 +213,25 @@ def load_state(model_dir, epoch, suffix):
 def load_parameters(model, model_dir, epoch):
     """Loads the parameters of a checkpoint into a model. Raises SetupError, also where they are not
     those of such a model."""
-    path = os.path.join(model_dir, f"epoch_{epoch}.pdparams")
-    saved, wanted = load_state(model_dir, epoch, ".pdparams"), model.state_dict()
-    for name in sorted({*saved} ^ {*wanted}):
-        what = "lacks" if name in wanted else "holds, and the model has no,"
-        raise SetupError(f"{path} is not of the model that epoch_{epoch}.json describes: it "
-                         f"{what} {name}")
-    for name, value in wanted.items():
-        if list(saved[name].shape) != list(value.shape):
-            raise SetupError(f"{path} is not of the model that epoch_{epoch}.json describes: "
-                             f"{name} is {list(saved[name].shape)} and not {list(value.shape)}")
+    saved = load_state(model_dir, epoch, ".pdparams")
+    check_parameters(saved, model.state_dict(), os.path.join(model_dir, f"epoch_{epoch}.pdparams"))
     model.set_state_dict(saved)
+
+
+def check_parameters(saved, wanted, path):
+    """Raises SetupError where the state dict of a file has not the names and shapes of a model's.
+
+    saved, wanted: {name: tensor}
+    """
+    differences = [f"it lacks {name}" for name in wanted if name not in saved]
+    differences += [f"it holds {name}, which the model has not" for name in saved
+                    if name not in wanted]
+    differences += [f"{name} is {list(saved[name].shape)} and not {list(value.shape)}"
+                    for name, value in wanted.items() if name in saved
+                    and list(saved[name].shape) != list(value.shape)]
+    if differences:
+        raise SetupError(f"{path} is not of the model that the .json beside it describes: "
+                         f"{differences[0]}")
 
 
 def remove_checkpoints(model_dir, after=0):

@@ -32,10 +32,10 @@ def start_workers(num_workers, use_cuda):
     """Runs this very command once per device and waits. If one fails, or this process is told to
     end, the others are stopped.
 
-    returns the exit code: 0, or 1 if a worker failed; 143 or 130 after TERM or INT
+    returns the exit code: 0, or 1 if a worker failed. Ends with 143 after TERM; raises
+    KeyboardInterrupt after Ctrl-C.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _raise_exit)
+    signal.signal(signal.SIGTERM, _raise_exit)
     links = _gpu_links(num_workers) if use_cuda else _shared_memory_links(num_workers)
     workers = []
     try:
@@ -102,7 +102,7 @@ def _in_worker():
 
 
 def _raise_exit(number, _frame):
-    _say(f"stopped by {signal.Signals(number).name}")
+    _say("stopped by SIGTERM")
     raise SystemExit(128 + number)
 
 
@@ -125,6 +125,8 @@ def _watch(workers):
 
 
 def _stop(workers):
+    # A second Ctrl-C does not leave workers behind.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, None)):
         running = [worker for worker in workers if worker.poll() is None]
         for worker in running:
@@ -132,3 +134,4 @@ def _stop(workers):
         for worker in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(seconds)
+    signal.signal(signal.SIGINT, before)

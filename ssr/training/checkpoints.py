@@ -69,16 +69,10 @@ def restore(model, optimizer, source):
     parameters = source.load(".pdparams")
     parameters["item_clicks"] = model.item_clicks
     table = model.embedding.weight
-    wanted = model.state_dict()
-    if parameters.keys() != wanted.keys():
-        raise SetupError(f"{source.model_dir}/epoch_{source.epoch}.pdparams is not of the model "
-                         "that its metadata describe: parameters are missing")
-    parameters["embedding.weight"] = _grown(parameters["embedding.weight"], table, rows)
-    for name, value in wanted.items():
-        if list(parameters[name].shape) != list(value.shape):
-            raise SetupError(f"{source.model_dir}/epoch_{source.epoch}.pdparams is not of the "
-                             f"model that its metadata describe: {name} is "
-                             f"{list(parameters[name].shape)} and not {list(value.shape)}")
+    if "embedding.weight" in parameters:
+        parameters["embedding.weight"] = _grown(parameters["embedding.weight"], table, rows)
+    utils.check_parameters(parameters, model.state_dict(),
+                           f"{source.model_dir}/epoch_{source.epoch}.pdparams")
     model.set_state_dict(parameters)
     state = source.load(".pdopt")
     for name, saved in state.items():
