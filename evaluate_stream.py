@@ -9,250 +9,201 @@ have been recommended.
 Every click of a session but the first is a query: which article is clicked now. It knows the clicks
 of its session before it, and of all others those strictly earlier than its own time. Ties count
 against, articles of the session are no candidates, an article that is no candidate is a miss. The
-score is that of stream.py; its parameters are read from --scoring, or, with --fit, found on these
-sessions and written there: fit on a day and evaluate on a later one.
+weights of the live score (ssr/news/scoring.py) are read from --scoring, or, with --fit, fitted on
+these sessions and written there: fit on a day and evaluate on a later one.
 
-Beside it, in the same replay: the articles clicked most in a window, the model alone as it was
-trained (frozen), and a session-kNN that sees every click (V-SKNN; stream_baselines.py).
+In the same replay, beside it: the articles clicked most in a window (popular), the model alone as
+it was trained (frozen), and a session-kNN that sees every click (vsknn).
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 import os
 import sys
 
-import numpy as np
+from ssr.commands import Parser, data_path, number, run, setup_logging
 
 import reader
 import utils
-from ssr import commands
-from ssr.errors import SetupError
-from ssr.files import write_atomically
-from ssr.news import stream
+from ssr.errors import DataError, SetupError
+from ssr.files import check_writable
 from ssr.news.baselines import VSKNN, Popular
-from ssr.news.replay import Baseline, Encoder, Frozen, Live, in_order, replay
-from ssr.retrieval import evaluation
-from ssr.training.content import load_item_tokens
+from ssr.news.figures import by_hour, check_drawing, draw, label_groups, write_table
+from ssr.news.replay import Frozen, StreamMethod, fit_on_replay, replay
+from ssr.news.scoring import PARTS, Scoring, read_scoring, write_scoring
+from ssr.news.timeline import Timeline
+from ssr.retrieval.checkpoint import choose_checkpoint, model_digest
+from ssr.retrieval.encoder import IdEncoder
 
 logger = logging.getLogger("evaluate_stream")
 
-PARTS = ("readers", "content", "popularity", "transitions")
 BASELINES = ("popular", "frozen", "vsknn")
-DRAWN_FROM = 50  # queries: the recall of fewer is noise, and no point of the plot
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Evaluation of sessions with times, replayed in order",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    positive = commands.number(int, 1)
+def make_parser():
+    parser = Parser("Evaluation of sessions with times, replayed in order")
+    add, positive = parser.add_argument, number(int, 1)
     add("--test_dir", default="test_data", help="directory of session files")
-    add("--times", default="test_times", type=commands.data_path, help="directory of their times, files of the same names")
-    add("--warm_dir", help="sessions before them, whose last day is replayed first without being "
-        "evaluated: those of training")
-    add("--warm_times", type=commands.data_path, help="the times of --warm_dir")
+    add("--times", default="test_times", type=data_path,
+        help="directory of their times, files of the same names")
+    add("--warm_dir", help="earlier sessions, those of training, whose last day is replayed first "
+        "without being evaluated")
+    add("--warm_times", type=data_path, help="the times of --warm_dir")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items of "
         "these sessions; it may be more than the model was trained with")
     add("--model_dir", default="model_output", help="where train.py saved epoch_N")
-    add("--item_tokens", default="item_tokens.txt", type=commands.data_path, metavar="FILE", help="for a model that was "
-        "trained with it: line i is the tokens of item i, of all of --vocab_path")
-    add("--epoch", type=positive, help="the newest complete one when not given")
-    add("--scoring", help="the parameters of the score; MODEL_DIR/stream.json when not given, "
-        "the defaults of stream.py where there is no such file")
-    add("--fit", action="store_true", help="find the parameters on these sessions and write them "
-        "to --scoring; then evaluate on the same sessions")
+    add("--item_tokens", default="item_tokens.txt", type=data_path, metavar="FILE", help="for a "
+        "model with content: line i is the tokens of item i, of all of --vocab_path; that of its "
+        "training where this is not given and not there")
+    add("--epoch", type=positive, help="of the model; the newest complete one when not given")
+    add("--best", action="store_true", help="the epoch of the highest recall in validation")
+    add("--scoring", metavar="FILE", help="the weights of the score; when not given "
+        "MODEL_DIR/stream.json, which must have been fitted with this model, or the weights of the "
+        "package where there is no such file")
+    add("--fit", action="store_true", help="fit the weights on these sessions and write them to "
+        "--scoring; then evaluate on the same sessions")
     add("--fit_queries", type=positive, default=12000, help="queries that --fit looks at")
-    add("--unknown_weight", type=commands.number(float, 0), default=3.0, help="how much a click on an "
+    add("--unknown_weight", type=number(float, 0), default=3.0, help="how much a click on an "
         "article unknown to training counts in --fit, against one on a known article")
     add("--without", nargs="+", choices=PARTS, default=[], help="parts of the score to switch off, "
         "in --fit as well")
-    add("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES))
+    add("--baselines", nargs="*", choices=[*BASELINES, "none"], default=list(BASELINES),
+        help="what to evaluate beside it; none, or no name at all, for nothing")
     add("--window", type=positive, default=900, help="seconds of the baseline popular")
     add("--age", type=positive, default=86400, help="seconds after its last click that an article "
         "remains a candidate")
     add("--topk", type=positive, default=20, metavar="K", help="the K of recall@K and MRR@K")
     add("--table", metavar="FILE", help="write the figures of each hour, as tab-separated text")
     add("--plot", metavar="FILE", help="draw recall@K of each hour; needs matplotlib")
-    add("--use_cuda", type=commands.number(int, 0, 1), default=0, help="1 for a GPU")
-    args = parser.parse_args(argv)
+    add("--use_cuda", type=number(int, 0, 1), default=0, help="1 for a GPU")
+    return parser
+
+
+def parse_args(argv=None):
+    parser = make_parser()
+    args = parser.parse(argv)
     if bool(args.warm_dir) != bool(args.warm_times):
         parser.error("--warm_dir and --warm_times go together")
-    args.scoring_given = args.scoring is not None
+    if args.best and args.epoch:
+        parser.error("--epoch and --best: give one")
+    if "none" in args.baselines:
+        if len(args.baselines) > 1:
+            parser.error("--baselines: none goes with no other name")
+        args.baselines = []
     args.scoring = args.scoring or os.path.join(args.model_dir, "stream.json")
     return args
 
 
-# --- parameters -----------------------------------------------------------------------------------
-
-
-def read_scoring(args):
-    """The parameters to use. Raises SetupError."""
-    try:
-        with open(args.scoring, encoding="utf-8") as f:
-            found = stream.Scoring.from_json(f.read())
-    except FileNotFoundError as error:
-        if args.scoring_given:
-            raise SetupError(f"there is no {args.scoring}: --fit makes it") from error
-        logger.warning("there is no %s, which --fit makes: the score has default parameters",
-                       args.scoring)
-        found = stream.Scoring()
-    except (OSError, ValueError) as error:
-        raise SetupError(f"cannot read {args.scoring}: {error}") from error
-    return found.without(*args.without)
-
-
-def fit(args, clicks, encoder):
-    """Finds the parameters on the queries, writes and returns them. Raises SetupError."""
-    if importlib.util.find_spec("scipy") is None:
+def check_outputs(args):
+    """Raises SetupError where what is to be written in the end could not be."""
+    for path, flag in ((args.table, "--table"), (args.plot, "--plot"),
+                       (args.scoring if args.fit else None, "--fit")):
+        if path:
+            check_writable(path, flag)
+    if args.plot:
+        check_drawing()
+    if args.fit and importlib.util.find_spec("scipy") is None:
         raise SetupError("--fit needs scipy: pip install scipy")
-    examples = stream.Examples()
-    share = args.fit_queries / clicks.asked.sum()
-    random = np.random.default_rng(0)
-
-    def collect(state, label, user, session, now):
-        if random.random() < share:
-            weight = 1.0 if encoder.known[label] else args.unknown_weight
-            examples.add(state, label, user, session, now, weight)
-    replay(clicks, Live(encoder, stream.Scoring(), args.age, collect), "fit")
-    if not len(examples):
-        raise SetupError("--fit: no query has its label among the candidates")
-    scoring, before, after = stream.fit(examples, off=args.without)
-    print(f"fit on {len(examples)} queries: cross-entropy {before:.4f} -> {after:.4f}")
-
-    def write(path):
-        with open(path, "w", encoding="utf-8") as f:
-            f.write(scoring.to_json() + "\n")
-    write_atomically(args.scoring, write)
-    print(f"parameters written to {args.scoring}")
-    return scoring
 
 
-# --- figures --------------------------------------------------------------------------------------
-
-
-def print_metrics(name, ranks, known, k, rate):
-    """known: <bool>[queries], whether training knew the label; rate: clicks/s"""
-    for part, chosen in (("all", slice(None)), ("known", known), ("unknown", ~known)):
-        recall, mrr = utils.recall_mrr(ranks[chosen], k)
-        print(f"{name:8} {part:8} queries:{len(ranks[chosen])} recall@{k}:{recall:.4f} "
-              f"mrr@{k}:{mrr:.4f}" + f" clicks/s:{rate:.0f}" * (part == "all"), flush=True)
-
-
-def hourly(results, times, known, k):
-    """Rows (hour, method, labels, queries, recall, mrr); hours are counted from that of the first
-    query.
-
-    results: {method: ranks}; times: <int64>[queries]
-    """
-    hours = times // 3600 - times.min() // 3600
-    rows = []
-    for hour in np.unique(hours):
-        for name, ranks in results.items():
-            for part, chosen in (("all", hours == hour), ("known", (hours == hour) & known),
-                                 ("unknown", (hours == hour) & ~known)):
-                rows.append((int(hour), name, part, int(chosen.sum()),
-                             *utils.recall_mrr(ranks[chosen], k)))
-    return rows
-
-
-def write_table(path, rows, k):
-    def write(name):
-        with open(name, "w", encoding="utf-8") as f:
-            f.write(f"hour\tmethod\tlabels\tqueries\trecall@{k}\tmrr@{k}\n")
-            f.writelines("%d\t%s\t%s\t%d\t%.4f\t%.4f\n" % row for row in rows)
-    write_atomically(path, write)
-    print(f"written: {path}")
-
-
-def draw(path, rows, k):
-    """recall@K by hour, for all labels and for those that training did not know. Raises
-    SetupError."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise SetupError("--plot needs matplotlib: pip install matplotlib") from error
-    matplotlib.use("Agg")  # no window
-    from matplotlib import pyplot
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharex=True)
-    for panel, part in zip(panels, ("all", "unknown")):
-        for method in dict.fromkeys(row[1] for row in rows):
-            chosen = [row for row in rows if row[1] == method and row[2] == part
-                      and row[3] >= DRAWN_FROM]
-            panel.plot([row[0] for row in chosen], [row[4] for row in chosen], marker=".",
-                       label=method)
-        panel.set(title=f"{part} labels", xlabel="hour", ylabel=f"recall@{k}")
-        panel.legend()
-    figure.tight_layout()
-    write_atomically(path, lambda name: figure.savefig(name, format="png"))
-    pyplot.close(figure)
-    print(f"written: {path}")
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-
-def load_clicks(args):
+def load_timeline(args, vocab_size):
     """Raises DataError."""
-    vocab_size = reader.get_vocab_size(args.vocab_path)
-    data = reader.load_timed_sessions(args.test_dir, args.times, vocab_size)
+    sessions = reader.load_timed_sessions(args.test_dir, args.times, vocab_size)
     if not args.warm_dir:
-        return in_order(*data), vocab_size
-    warm = reader.load_timed_sessions(args.warm_dir, args.warm_times, vocab_size)
-    return in_order(*data, *warm), vocab_size
+        return Timeline.of(*sessions)
+    return Timeline.of(*sessions, *reader.load_timed_sessions(args.warm_dir, args.warm_times,
+                                                              vocab_size))
 
 
-def load_encoder(args, vocab_size):
-    """Raises DataError, SetupError."""
-    epoch, meta = utils.find_checkpoint(args.model_dir, args.epoch)
-    model = evaluation.load_model(args.model_dir, epoch, meta)
-    if model.vocab_size > vocab_size:
-        raise SetupError(f"the checkpoint was trained with {model.vocab_size} items and "
-                               f"{args.vocab_path} says {vocab_size}: those of training come "
-                               "first, what is new behind them")
-    tokens = None
-    if model.num_tokens:
-        tokens = load_item_tokens(args.item_tokens, vocab_size, model.num_tokens)
-    return Encoder(model, vocab_size, tokens)
+def item_tokens_path(args):
+    """None for that of training."""
+    is_given = "item_tokens" in args.given or os.path.exists(args.item_tokens)
+    return args.item_tokens if is_given else None
+
+
+def load_scoring(args, digest):
+    """The weights to use. digest: of the model. Raises DataError."""
+    is_given = "scoring" in args.given
+    if not os.path.exists(args.scoring):
+        if is_given:
+            raise DataError(f"there is no {args.scoring}: --fit makes it")
+        logger.warning("there is no %s, which --fit makes: the score has the weights of the "
+                       "package", args.scoring)
+        return Scoring().without(*args.without)
+    scoring, fitted_with = read_scoring(args.scoring)
+    if fitted_with is None:
+        logger.info("%s does not say which model it was fitted with", args.scoring)
+    elif fitted_with != digest:
+        if not is_given:
+            raise DataError(f"{args.scoring} was fitted with another model than the one in "
+                            f"{args.model_dir}: fit again with --fit, or use it nevertheless with "
+                            f"--scoring {args.scoring}")
+        logger.info("%s was fitted with another model", args.scoring)
+    return scoring.without(*args.without)
+
+
+def fit(args, timeline, encoder, digest):
+    """Fits the weights, writes and returns them. Raises SetupError."""
+    result = fit_on_replay(timeline, encoder, args.age, args.fit_queries, args.unknown_weight,
+                           args.without)
+    print(f"fit on {result.queries} queries: cross-entropy {result.before:.4f} -> "
+          f"{result.after:.4f}")
+    write_scoring(args.scoring, result.scoring, digest)
+    print(f"parameters written to {args.scoring}")
+    return result.scoring
 
 
 def make_methods(args, encoder, scoring, vocab_size):
-    """{name: function that makes the method}"""
-    baselines = {"popular": lambda: Baseline(Popular(vocab_size, args.window)),
+    """{name: function that makes the Method}"""
+    baselines = {"popular": lambda: Popular(vocab_size, args.window),
                  "frozen": lambda: Frozen(encoder),
-                 "vsknn": lambda: Baseline(VSKNN(vocab_size))}
-    return {"stream": lambda: Live(encoder, scoring, args.age),
+                 "vsknn": lambda: VSKNN(vocab_size)}
+    return {"stream": lambda: StreamMethod(encoder, scoring, args.age),
             **{name: baselines[name] for name in args.baselines}}
+
+
+def print_figures(name, ranks, known, k, rate):
+    """known: <bool>[queries], whether training knew the label; rate: clicks/s"""
+    for labels, chosen in label_groups(known).items():
+        speed = f" clicks/s:{rate:.0f}" if labels == "all" else ""
+        print(f"{name:8} {labels:8} queries:{chosen.sum()} "
+              f"{utils.show_recall_mrr(ranks[chosen], k)}{speed}", flush=True)
 
 
 def evaluate(args):
     """Returns 0."""
+    check_outputs(args)
     utils.check_version()
     utils.set_device(args.use_cuda)
-    clicks, vocab_size = load_clicks(args)
-    encoder = load_encoder(args, vocab_size)
-    print(f"{len(clicks.items)} clicks, {clicks.asked.sum()} queries")
-    scoring = fit(args, clicks, encoder) if args.fit else read_scoring(args)
-    known = encoder.known[clicks.items[clicks.asked]]
+    vocab_size = reader.get_vocab_size(args.vocab_path)
+    timeline = load_timeline(args, vocab_size)
+    checkpoint = choose_checkpoint(args.model_dir, args.epoch, args.best)
+    encoder = IdEncoder.load(checkpoint, item_tokens_path(args), vocab_size)
+    digest = model_digest(checkpoint)
+    print(f"{len(timeline)} clicks, {timeline.asked.sum()} queries")
+    scoring = fit(args, timeline, encoder, digest) if args.fit else load_scoring(args, digest)
+    known = encoder.clicked[timeline.items[timeline.asked]]
     results = {}
     for name, make in make_methods(args, encoder, scoring, vocab_size).items():
-        results[name], rate = replay(clicks, make(), name)
-        print_metrics(name, results[name], known, args.topk, rate)
-    rows = hourly(results, clicks.times[clicks.asked], known, args.topk)
+        results[name], rate = replay(timeline, make(), name)
+        print_figures(name, results[name], known, args.topk, rate)
+    rows = by_hour(results, timeline.times[timeline.asked], known,
+                   lambda ranks: utils.recall_mrr(ranks, args.topk))
     if args.table:
         write_table(args.table, rows, args.topk)
+        print(f"written: {args.table}")
     if args.plot:
         draw(args.plot, rows, args.topk)
+        print(f"written: {args.plot}")
     return 0
 
 
 def main(argv=None):
     args = parse_args(argv)
-    commands.setup_logging()
-    return commands.run(lambda: evaluate(args))
+    setup_logging()
+    return run(lambda: evaluate(args))
 
 
 if __name__ == "__main__":

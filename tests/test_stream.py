@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,11 +14,25 @@ import reader
 import train
 import utils
 from ssr.errors import DataError
-from ssr.news import baselines as stream_baselines
-from ssr.news import stream
+from ssr.news import AGE, Examples, Scoring, Stream, baselines, fit_scoring
+from ssr.news.replay import replay
+from ssr.news.scoring import (
+    COUNT_FLOOR,
+    LAGS,
+    LINK_FLOOR,
+    PARTS,
+    PASSAGES,
+    READERS,
+    SHARE_WINDOW,
+    SHRINK,
+    TINY,
+    WINDOWS,
+)
+from ssr.news.stream import COMMON, normalized
+from ssr.news.timeline import ReplayedClick, Timeline
 
 DIM = 4
-SCORING = stream.Scoring(readers=1.0, content=0.5, power=(0.1, 0.2, 0.3, -0.1), followed=0.4,
+SCORING = Scoring(readers=1.0, content=0.5, power=(0.1, 0.2, 0.3, -0.1), followed=0.4,
                          share=3.0, last=(0.5, 0.2), earlier=(0.1, 0.05), floor=0.01)
 
 # (item, session, seconds after the click before)
@@ -32,31 +47,37 @@ def played(steps, seed=0):
     for item, session, later in steps:
         now += later
         before = sessions.setdefault(session, [])
-        user = stream.unit(random.normal(size=DIM)).astype(np.float32) if before else None
+        user = normalized(random.normal(size=DIM)).astype(np.float32) if before else None
         clicks.append((item, list(before), now, user))
         before.append(item)
     return clicks
 
 
+def take_in(state, clicks):
+    for click in clicks:
+        state.click(*click)
+
+
 def vector_of(item):
-    return stream.unit(np.random.default_rng(item).normal(size=DIM)) if item % 2 else None
+    return normalized(np.random.default_rng(item).normal(size=DIM)) if item % 2 else None
 
 
 def asked(state, user, session, now, scoring=SCORING):
     return dict(zip(*(part.tolist() for part in state.scores(user, session, now, scoring))))
 
 
-def by_hand(clicks, user, session, now, scoring, age=stream.AGE):
+def by_hand(clicks, user, session, now, scoring, age=AGE):
     """{item: score}, from the equations and the list of all clicks."""
-    seen = [click for click in clicks if click[2] < now]
+    happened = [click for click in clicks if click[2] < now]
+    seen = [click for click in happened if click[0] not in click[1]]  # a session counts once
     common, users, means, readers = np.zeros(DIM), 0, {}, {}
     for item, _, _, vector in seen:
         if vector is not None:
             users += 1
-            common = common + (vector - common) / min(users, stream.COMMON)
+            common = common + (vector - common) / min(users, COMMON)
             readers[item] = n = readers.get(item, 0) + 1
             mean = means.get(item, np.zeros(DIM))
-            means[item] = mean + (vector - common - mean) / min(n, stream.READERS)
+            means[item] = mean + (vector - common - mean) / min(n, READERS)
 
     def clicked(item, window):
         return sum(np.exp((t - now) / window) for i, _, t, _ in seen if i == item)
@@ -64,36 +85,36 @@ def by_hand(clicks, user, session, now, scoring, age=stream.AGE):
     def passed(source, target, window):
         total = 0.0
         for item, before, time, _ in seen:
-            lags = [lag for lag, i in enumerate(reversed(before[-stream.LAGS:]), 1) if i == source]
+            lags = [lag for lag, i in enumerate(reversed(before[-LAGS:]), 1) if i == source]
             if item == target and lags and source != target:
                 total += np.exp((time - now) / window) / lags[0]
         return total
 
-    last = {item: time for item, _, time, _ in seen}
+    last = {item: time for item, _, time, _ in happened}
     # An article is known from its transitions on.
-    window = stream.WINDOWS[stream.SHARE_WINDOW]
+    window = WINDOWS[SHARE_WINDOW]
     total = sum(clicked(item, window) for item in last)
     result = {}
     for item in set(last) - set(session):
         if last[item] < now - age:
             continue
         n = readers.get(item, 0)
-        enough = n / (n + stream.SHRINK)
-        score = sum(power * np.log(clicked(item, w) + stream.COUNT_FLOOR)
-                    for power, w in zip(scoring.power, stream.WINDOWS))
+        enough = n / (n + SHRINK)
+        score = sum(power * np.log(clicked(item, w) + COUNT_FLOOR)
+                    for power, w in zip(scoring.power, WINDOWS))
         if user is not None and users:
-            direction = stream.unit(user - common)
+            direction = normalized(user - common)
             if n:
-                score += scoring.readers * enough * (stream.unit(means[item]) @ direction)
+                score += scoring.readers * enough * (normalized(means[item]) @ direction)
             if vector_of(item) is not None:
                 score += (scoring.content * (1 - enough)
                           * ((vector_of(item) - common) @ direction))
         newest = session[-1] if session else None
         score += scoring.followed * np.log(
-            passed(newest, item, stream.PASSAGES[-1]) + stream.LINK_FLOOR)
-        mixed = scoring.share * clicked(item, window) / total + scoring.floor + stream.TINY
-        for lag, source in enumerate(reversed(session[-stream.LAGS:]), 1):
-            for weight, w in zip(scoring.last if lag == 1 else scoring.earlier, stream.PASSAGES):
+            passed(newest, item, PASSAGES[-1]) + LINK_FLOOR)
+        mixed = scoring.share * clicked(item, window) / total + scoring.floor + TINY
+        for lag, source in enumerate(reversed(session[-LAGS:]), 1):
+            for weight, w in zip(scoring.last if lag == 1 else scoring.earlier, PASSAGES):
                 mixed += weight * passed(source, item, w) / lag
         result[item] = score + np.log(mixed)
     return result
@@ -103,10 +124,10 @@ def by_hand(clicks, user, session, now, scoring, age=stream.AGE):
 @given(clicks_of, st.lists(st.integers(0, 8), max_size=4), st.integers(0, 2000))
 def test_the_score_is_what_the_equations_say(steps, session, later):
     clicks = played(steps)
-    state = stream.Stream(DIM, vector_of)
+    state = Stream(DIM, vector_of)
     for click in clicks:
         state.click(*click)
-    user = stream.unit(np.arange(DIM) - 1.0).astype(np.float32)
+    user = normalized(np.arange(DIM) - 1.0).astype(np.float32)
     now = clicks[-1][2] + later
     expected = by_hand(clicks, user, session, now, SCORING)
     found = asked(state, user, session, now)
@@ -116,7 +137,7 @@ def test_the_score_is_what_the_equations_say(steps, session, later):
 
 
 def test_a_click_is_seen_by_what_asks_later_and_not_at_its_own_time():
-    state = stream.Stream(DIM)
+    state = Stream(DIM)
     state.click(3, [], 100)
     assert asked(state, None, [], 100) == {}
     assert list(asked(state, None, [], 101)) == [3]
@@ -126,11 +147,11 @@ def test_a_click_is_seen_by_what_asks_later_and_not_at_its_own_time():
 @given(clicks_of)
 def test_clicks_together_and_one_by_one_are_the_same(steps):
     clicks = played(steps)
-    one, many = stream.Stream(DIM, vector_of), stream.Stream(DIM, vector_of)
+    one, many = Stream(DIM, vector_of), Stream(DIM, vector_of)
     for click in clicks:
         one.click(*click)
         one.advance(click[2])
-    many.clicks_of(*zip(*clicks))
+    take_in(many, clicks)
     now = clicks[-1][2] + 1
     user = np.ones(DIM, np.float32) / 2
     assert asked(one, user, [1, 2], now) == pytest.approx(asked(many, user, [1, 2], now))
@@ -140,11 +161,11 @@ def test_clicks_together_and_one_by_one_are_the_same(steps):
 @given(clicks_of, st.integers(0, 40))
 def test_a_stream_goes_on_from_its_arrays(steps, cut):
     clicks = played(steps)
-    whole, half = stream.Stream(DIM, vector_of), stream.Stream(DIM, vector_of)
-    whole.clicks_of(*zip(*clicks))
+    whole, half = Stream(DIM, vector_of), Stream(DIM, vector_of)
+    take_in(whole, clicks)
     for click in clicks[:cut]:
         half.click(*click)
-    half = stream.Stream.from_arrays(half.to_arrays(), vector_of)
+    half = Stream.from_arrays(half.to_arrays(), vector_of)
     for click in clicks[cut:]:
         half.click(*click)
     now = clicks[-1][2] + 1
@@ -153,20 +174,20 @@ def test_a_stream_goes_on_from_its_arrays(steps, cut):
 
 
 def test_arrays_survive_a_file(tmp_path):
-    state = stream.Stream(DIM, vector_of, age=500)
-    state.clicks_of(*zip(*played([(1, 0, 0), (2, 0, 5), (3, 0, 5), (2, 1, 0), (4, 1, 0)])))
+    state = Stream(DIM, vector_of, age=500)
+    take_in(state, played([(1, 0, 0), (2, 0, 5), (3, 0, 5), (2, 1, 0), (4, 1, 0)]))
     state.withdraw(3)
     np.savez(tmp_path / "state.npz", **state.to_arrays())
     with np.load(tmp_path / "state.npz") as arrays:
-        loaded = stream.Stream.from_arrays(dict(arrays), vector_of)
+        loaded = Stream.from_arrays(dict(arrays), vector_of)
     assert loaded.age == 500
     assert asked(loaded, None, [1], 1011) == asked(state, None, [1], 1011)
     assert set(asked(loaded, None, [1], 1011)) == {2, 4}
 
 
 def test_a_withdrawn_article_is_gone_until_it_is_restored():
-    state = stream.Stream(DIM)
-    state.clicks_of([1, 2], [[], []], [0, 0], [None, None])
+    state = Stream(DIM)
+    take_in(state, [(1, [], 0), (2, [], 0)])
     state.withdraw(1)
     assert list(asked(state, None, [], 1)) == [2]
     state.click(1, [], 2)
@@ -179,42 +200,171 @@ def test_a_withdrawn_article_is_gone_until_it_is_restored():
 
 
 def test_a_published_article_is_a_candidate_before_its_first_click():
-    state = stream.Stream(DIM)
-    direction = stream.unit(np.arange(DIM) + 1.0).astype(np.float32)
-    state.clicks_of([1, 2], [[], [1]], [0, 1], [None, -direction])
+    state = Stream(DIM)
+    direction = normalized(np.arange(DIM) + 1.0).astype(np.float32)
+    take_in(state, [(1, [], 0), (2, [1], 1, -direction)])
     state.publish(7, 2, direction)
     state.publish(8, 2)
-    found = asked(state, direction, [], 3, stream.Scoring(content=1.0))
+    found = asked(state, direction, [], 3, Scoring(content=1.0))
     assert set(found) == {1, 2, 7, 8} and found[7] > found[8]
 
 
+def test_a_click_ahead_of_the_clock_ages_nothing():
+    state = Stream(DIM)
+    take_in(state, [(item, [], 1000 + item) for item in range(100)])
+    take_in(state, [(200, [], 1000 + 86340), (201, [], 1e12)])
+    take_in(state, [(300, [], 1200)])
+    assert set(asked(state, None, [], 1300)) == {*range(100), 300}
+    without = Stream(DIM)
+    take_in(without, [(item, [], 1000 + item) for item in range(100)] + [(300, [], 1200)])
+    assert asked(state, None, [3], 4000) == asked(without, None, [3], 4000)
+    # It is seen when its time has come.
+    assert 200 in asked(state, None, [], 1000 + 86341)
+
+
+def test_the_clock_does_not_go_back():
+    state = Stream(DIM)
+    take_in(state, [(1, [], 1000), (2, [], 90000)])
+    state.advance(90001)
+    assert set(asked(state, None, [], 80000)) == {1, 2}
+    state.advance(5000)
+    assert state.clock == 90001
+    state.click(3, [], 6000)  # late
+    assert set(asked(state, None, [], 90001)) == {2, 3}
+
+
+def poisoned(honest, days):
+    """The arrays of a Stream whose clock was that of its clicks, as in earlier versions: one came
+    so many days ahead, another one twice as many."""
+    state = Stream(DIM)
+    take_in(state, honest)
+    state.advance(2000)
+    take_in(state, [(77, [3], days * 86400.0), (78, [3], 2 * days * 86400.0)])
+    state.advance(days * 86400.0 + 1)
+    arrays = state.to_arrays()
+    assert arrays["last"].max() > 80000 and len(arrays["pending_times"]) == 1
+    return {**arrays, "clock": arrays["clock"][:3]}
+
+
+def test_arrays_with_clicks_of_the_future_heal():
+    honest = [(item, [] if item % 3 else [0], 1000 + item) for item in range(40)]
+    healed = Stream.from_arrays(poisoned(honest, 1), now=2000)
+    expected = Stream(DIM)
+    take_in(expected, [*honest, (77, [3], 2000), (78, [3], 2000)])
+    scores = asked(healed, None, [3], 2001)
+    assert len(scores) == 41
+    assert scores == pytest.approx(asked(expected, None, [3], 2001), abs=1e-3)
+    # Some things are lost, others come.
+    healed = Stream.from_arrays(poisoned(honest, 3), now=2000)
+    healed.click(5, [3], 2002)
+    scores = asked(healed, None, [3], 2003)
+    assert {5, 77, 78} <= set(scores) and np.isfinite(list(scores.values())).all()
+    assert max(scores.values()) - min(scores.values()) < 10
+    healed.advance(90000)
+    assert asked(healed, None, [], 90001) == {}
+
+
+def test_one_session_lifts_an_article_no_more_than_once():
+    honest = [(item, [], 2900 + number) for number, item in enumerate([1, 2, 1, 2, 1, 2, 1, 9])]
+
+    def ranking(clicks):
+        state = Stream(DIM)
+        take_in(state, honest)
+        take_in(state, clicks)
+        return state.top(None, [], 4000, Scoring(), 4)[0].tolist()
+
+    assert ranking([]) == [1, 2, 9]
+    session = []
+    for number in range(1000):  # two articles in turns, so that none follows itself
+        session.append((9 if number % 2 else 5, [click[0] for click in session], 2000 + number))
+    assert ranking(session) == [1, 2, 9, 5]
+    assert ranking([(9, [], 2000 + number) for number in range(1000)]) == [9, 1, 2]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_compaction_in_slices_is_that_at_once(seed):
+    """Also where rows are moved or used again, and the base moves on, in between."""
+    random = np.random.default_rng(seed)
+    steps = [(int(random.integers(20)) + number // 40, int(random.integers(7)),
+              int(random.integers(1, 40 if number % 100 < 80 else 400))) for number in range(400)]
+    user = normalized(np.arange(DIM) - 1.0).astype(np.float32)
+    with mock.patch.multiple("ssr.news.stream", COMPACT_EVERY=600.0, REBASE_AFTER=900.0,
+                             SWEEP_AT_A_TIME=1 + seed % 3), \
+            mock.patch("ssr.news.articles.MIN_ROOM", 4):
+        sliced, whole = Stream(DIM, vector_of, age=900), Stream(DIM, vector_of, age=900)
+        compactions, lingering = set(), 0
+        for item, before, now, vector in played(steps):
+            whole.compacted = np.inf  # not by itself
+            sliced.advance(now)
+            whole.advance(now)
+            if sliced.compacted == now and now not in compactions:
+                whole.compact(now)
+                compactions.add(now)
+            lingering += sliced._emptied is not None
+            session = [item - 1, *before[-2:]]
+            assert asked(sliced, user, session, now) == pytest.approx(
+                asked(whole, user, session, now), abs=1e-5)
+            take_in(sliced, [(item, before, now, vector)])
+            take_in(whole, [(item, before, now, vector)])
+        assert len(compactions) > 5 and lingering > 10
+        whole.compact(now)
+        sliced.compact(now)
+        arrays, others = sliced.to_arrays(), whole.to_arrays()
+        assert sorted(arrays["ids"]) == sorted(others["ids"])
+        assert sorted(arrays["counts"][:, 0]) == pytest.approx(sorted(others["counts"][:, 0]))
+
+
+def test_rows_are_used_again_and_ranks_closed():
+    state = Stream(DIM, age=1000)
+    for burst, items in enumerate((5000, 10, 4000)):
+        start = burst * 4000.0
+        take_in(state, [(10000 * burst + item, [10000 * burst + (item + 1) % items], start)
+                        for item in range(items)])
+        state.advance(start + 1)
+        for second in range(300):
+            state.advance(start + 2 + second)
+        assert len(state) == items or burst == 0
+        assert len(asked(state, None, [], start + 400)) == items
+    assert state.articles.used <= 5010
+    for second in range(300):
+        state.advance(20000.0 + second)
+    assert len(state) == state.articles.used == 0
+    state.click(1, [], 21000.0)
+    state.advance(24000.0)
+    state.advance(24001.0)
+    assert len(state.articles.ids) == 1024
+
+
 def test_what_is_not_read_any_more_is_forgotten():
-    state = stream.Stream(DIM, age=1000)
+    state = Stream(DIM, age=1000)
     for hour in range(30):
+        state.advance(3601 * hour)
         for item in range(20):
             state.click(100 * hour + item, [100 * hour + item - 1], 3601 * hour, np.ones(DIM))
     state.advance(3601 * 30)
     assert len(state) <= 21
-    assert sum(len(t.used()[0]) for t in state.targets if t) <= 21
-    assert len(state.ids) == 1024
+    assert sum(len(state.transitions.of(row)[0]) for row in state.articles.rows.values()
+               if state.transitions.of(row)) <= 21
+    assert len(state.articles.ids) == 1024
 
 
 def test_counts_survive_years():
-    state = stream.Stream(DIM, age=1e9)
+    state = Stream(DIM, age=1e9)
     state.click(1, [2], 0)
     for year in range(1, 4):
         state.click(1, [2], year * 31e6)
     state.click(3, [2], 3 * 31e6)
-    linear, mixed = state.features(None, [2], 3 * 31e6 + 1)
-    assert np.isfinite(linear).all() and np.isfinite(mixed).all()
-    assert np.exp(linear[2, 0]) == pytest.approx(np.exp(-1 / 300) + stream.COUNT_FLOOR, rel=1e-4)
+    features = state.features(None, [2], 3 * 31e6 + 1)
+    assert np.isfinite(features.linear).all() and np.isfinite(features.mixed).all()
+    row = state.articles.rows[1]
+    assert np.exp(features.part("power")[0, row]) == pytest.approx(np.exp(-1 / 300) + COUNT_FLOOR, rel=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
 @given(clicks_of)
 def test_ranks_count_ties_against(steps):
     clicks = played(steps)
-    state = stream.Stream(DIM)
+    state = Stream(DIM)
     for item, before, now, user in clicks:
         scores = asked(state, user, before, now)
         expected = sum(score >= scores[item] for score in scores.values()) if item in scores else 0
@@ -223,15 +373,15 @@ def test_ranks_count_ties_against(steps):
 
 
 def test_all_weights_of_zero_rank_last():
-    state = stream.Stream(DIM)
-    state.clicks_of([1, 2, 3], [[]] * 3, [0] * 3, [None] * 3)
-    nothing = stream.Scoring().without("readers", "content", "popularity", "transitions", "floor")
+    state = Stream(DIM)
+    take_in(state, [(1, [], 0), (2, [], 0), (3, [], 0)])
+    nothing = Scoring().without("readers", "content", "popularity", "transitions", "floor")
     assert state.rank(2, None, [], 1, nothing) == 3
 
 
 def test_top_is_the_best_of_scores():
-    state = stream.Stream(DIM)
-    state.clicks_of(*zip(*played([(item % 5, item % 3, item) for item in range(30)])))
+    state = Stream(DIM)
+    take_in(state, played([(item % 5, item % 3, item) for item in range(30)]))
     ids, scores = state.top(None, [4], 5000, SCORING, 2)
     everything = asked(state, None, [4], 5000)
     assert ids.tolist() == sorted(everything, key=everything.get, reverse=True)[:2]
@@ -244,8 +394,8 @@ def test_top_is_the_best_of_scores():
 
 
 def test_parameters_survive_json():
-    assert stream.Scoring.from_json(SCORING.to_json()) == SCORING
-    again = stream.Scoring.from_weights(*SCORING.weights())
+    assert Scoring.from_json(SCORING.to_json()) == SCORING
+    again = Scoring.from_weights(*SCORING.weights())
     assert np.allclose(np.concatenate(again.weights()), np.concatenate(SCORING.weights()))
 
 
@@ -253,17 +403,17 @@ def test_parameters_survive_json():
                                   "{\"power\": [1]}", "{\"share\": -1}", "{\"readers\": NaN}"])
 def test_other_json_is_refused(text):
     with pytest.raises(ValueError):
-        stream.Scoring.from_json(text)
+        Scoring.from_json(text)
 
 
 def rule_examples(follow):
     """Examples of clicks of which `follow` of 10 go to the article that always comes after."""
     random = np.random.default_rng(0)
-    state, examples = stream.Stream(DIM), stream.Examples()
+    state, examples = Stream(DIM), Examples()
     for step in range(600):
         source = int(random.integers(0, 10))
         label = source + 10 if random.integers(0, 10) < follow else int(random.integers(10, 20))
-        user = stream.unit(random.normal(size=DIM)).astype(np.float32)
+        user = normalized(random.normal(size=DIM)).astype(np.float32)
         if step > 200:
             examples.add(state, label, user, [source], 10 * step)
         state.click(source, [], 10 * step)
@@ -274,26 +424,25 @@ def rule_examples(follow):
 def test_fit_finds_what_the_clicks_follow():
     examples = rule_examples(follow=9)
     assert len(examples) > 300
-    fitted, before, after = stream.fit(examples)
+    fitted, before, after = fit_scoring(examples)
     assert after < before - 0.1
-    bare, _, without = stream.fit(examples, off=("transitions",))
+    bare, _, without = fit_scoring(examples, off=("transitions",))
     assert without > after + 0.5
     assert bare.last == (0, 0) and bare.earlier == (0, 0) and bare.followed == 0
     assert min(fitted.last + fitted.earlier) >= 0 and fitted.content >= 0
 
 
 def test_examples_hold_the_label_and_the_best(monkeypatch):
-    monkeypatch.setattr(stream.Examples, "BEST", 1)
-    state, examples = stream.Stream(DIM), stream.Examples()
+    monkeypatch.setattr(Examples, "BEST", 1)
+    state, examples = Stream(DIM), Examples()
     for item in range(9):
-        state.clicks_of([item] * (item + 1), [[]] * (item + 1), [item] * (item + 1),
-                        [None] * (item + 1))
+        take_in(state, [(item, [], item)] * (item + 1))
     examples.add(state, 3, None, [8], 20)
     examples.add(state, 8, None, [8], 20)  # its own session has it
-    linear, label = examples.linear[0], examples.label[0]
+    counts, label = examples.features[0].part("power")[0], examples.labels[0]
     assert len(examples) == 1
-    assert np.exp(linear[2, label]) == pytest.approx(4 + stream.COUNT_FLOOR, rel=0.1)
-    assert np.exp(linear[2].max()) == pytest.approx(8 + stream.COUNT_FLOOR, rel=0.1)
+    assert np.exp(counts[label]) == pytest.approx(4 + COUNT_FLOOR, rel=0.1)
+    assert np.exp(counts.max()) == pytest.approx(8 + COUNT_FLOOR, rel=0.1)
 
 
 # --- baselines ------------------------------------------------------------------------------------
@@ -303,25 +452,26 @@ def test_examples_hold_the_label_and_the_best(monkeypatch):
 @given(clicks_of)
 def test_popular_by_brute_force(steps):
     clicks = played(steps)
-    method = stream_baselines.Popular(10, 600)
+    method = baselines.Popular(10, 600)
     seen = []
     for item, before, now, _ in clicks:
         count = {i: sum(j == i and t >= now - 600 for j, t in seen) for i in range(10)}
         newest = {i: max([t for j, t in seen if j == i], default=-1) for i in range(10)}
         others = [i for i in range(10) if i not in before and count[i]]
         expected = sum((count[i], newest[i]) >= (count[item], newest[item]) for i in others)
-        assert method.rank(item, before, now, 0) == (expected if item in others else 0)
-        method.click(item, before, now, 0)
+        assert method.rank(ReplayedClick(item, before, now, 0)) == (expected if item in others else 0)
+        method.learn(ReplayedClick(item, before, now, 0))
         seen.append((item, now))
 
 
 @settings(max_examples=60, deadline=None)
 @given(clicks_of, st.integers(1, 3))
 def test_session_knn_by_brute_force(steps, k):
-    method = stream_baselines.VSKNN(10, k)
+    method = baselines.VSKNN(10, k)
     sessions, newest = {}, {}
     for number, (item, session, _) in enumerate(steps):
         current = sessions.setdefault(session, [])
+        click = ReplayedClick(item, list(current), number, session)
         weight = {i: place / len(current) for place, i in enumerate(current, 1)}
         sharing = [s for s in sessions if s != session and any(i in weight for i in sessions[s])]
         sharing = sorted(sharing, key=lambda s: -newest[s])
@@ -333,9 +483,9 @@ def test_session_knn_by_brute_force(steps, k):
         scores = {i: score for i, score in scores.items() if i not in current}
         expected = sum(score >= scores[item] - 1e-9 for score in scores.values()) \
             if item in scores else 0
-        found = method.rank(item, list(current), number, session)
+        found = method.rank(click)
         assert abs(found - expected) <= _ties(scores, item)
-        method.click(item, list(current), number, session)
+        method.learn(click)
         current.append(item)
         newest[session] = number
 
@@ -401,6 +551,13 @@ def trained(tmp_path, monkeypatch):
     return tmp_path
 
 
+def recalls(out):
+    """{(method, labels): recall} of what the command printed, without what is not available."""
+    figures = [(line.split()[:2], line.split("recall@20:")[1].split()[0])
+               for line in out.splitlines() if "recall@20:" in line]
+    return {tuple(name): float(value) for name, value in figures if value != "n/a"}
+
+
 def run(day, *flags):
     return evaluate_stream.main(["--test_dir", f"day{day}", "--times", f"times{day}", "--warm_dir",
                                  f"day{day - 1}", "--warm_times", f"times{day - 1}", *flags])
@@ -412,8 +569,7 @@ def test_the_command_fits_a_day_and_evaluates_the_next(trained, capsys):
     assert "parameters written to model_output/stream.json" in out
     assert run(2, "--table", "t.tsv") == 0
     out = capsys.readouterr().out
-    recall = {tuple(line.split()[:2]): float(line.split("recall@20:")[1].split()[0])
-              for line in out.splitlines() if "recall@20:" in line}
+    recall = recalls(out)
     assert recall["stream", "unknown"] > recall["frozen", "unknown"] == 0
     assert {method for method, _ in recall} == {"stream", "popular", "frozen", "vsknn"}
     rows = [line.split("\t") for line in (trained / "t.tsv").read_text().splitlines()]
@@ -424,7 +580,7 @@ def test_the_command_fits_a_day_and_evaluates_the_next(trained, capsys):
 
 
 def test_parts_can_be_switched_off(trained, capsys):
-    assert run(2, "--baselines", "--without", *evaluate_stream.PARTS) == 0
+    assert run(2, "--baselines", "--without", *PARTS) == 0
     assert "stream   all" in capsys.readouterr().out
     assert run(1, "--fit", "--without", "transitions", "--baselines") == 0
     found = json.loads((trained / "model_output" / "stream.json").read_text())
@@ -462,20 +618,20 @@ def test_popularity_on_real_news(tmp_path):
             write(tmp_path / f"{part}_times" / "s.txt", *f.read().splitlines())
     parts = [part for name in ("test", "train") for part in reader.load_timed_sessions(
         str(tmp_path / name), str(tmp_path / f"{name}_times"), len(vocabulary))]
-    clicks = evaluate_stream.in_order(*parts)
-    method = evaluate_stream.Baseline(stream_baselines.Popular(len(vocabulary), 900))
-    ranks, _ = evaluate_stream.replay(clicks, method, "popular")
+    clicks = Timeline.of(*parts)
+    method = baselines.Popular(len(vocabulary), 900)
+    ranks, _ = replay(clicks, method, "popular")
     assert len(ranks) == 60439
     assert np.round(100 * np.array(utils.recall_mrr(ranks, 20)), 1).tolist() == [53.1, 19.4]
 
 
 def test_session_knn_takes_the_newest_sessions():
-    method = stream_baselines.VSKNN(10, k=100, sample=2)
+    method = baselines.VSKNN(10, k=100, sample=2)
     for session, item in enumerate([1, 2, 3]):
-        method.click(0, [], 0, session)
-        method.click(item, [0], 0, session)
-    assert method.rank(1, [0], 1, 9) == 0
-    assert method.rank(2, [0], 1, 9) == method.rank(3, [0], 1, 9) == 2
+        method.learn(ReplayedClick(0, [], 0, session))
+        method.learn(ReplayedClick(item, [0], 0, session))
+    ranks = [method.rank(ReplayedClick(item, [0], 1, 9)) for item in (1, 2, 3)]
+    assert ranks == [0, 2, 2]
 
 
 def test_words_give_an_article_of_the_day_its_vector(trained, capsys):
@@ -491,8 +647,7 @@ def test_words_give_an_article_of_the_day_its_vector(trained, capsys):
     capsys.readouterr()
     assert run(2, "--model_dir", "words", "--baselines", "frozen") == 0
     out = capsys.readouterr().out
-    recall = {tuple(line.split()[:2]): float(line.split("recall@20:")[1].split()[0])
-              for line in out.splitlines() if "recall@20:" in line}
+    recall = recalls(out)
     assert recall["frozen", "unknown"] > 0 and recall["stream", "unknown"] > 0
     assert run(2, "--model_dir", "words", "--item_tokens", "known_tokens.txt") == 1
     assert "known_tokens.txt holds 110 lines" in capsys.readouterr().err

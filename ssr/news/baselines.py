@@ -1,15 +1,12 @@
-"""What a recommender of news has to beat, each in streaming form: it sees a click at once.
-
-Both have the two methods that evaluate_stream.py calls: `rank` of the article that a session went
-on to, and `click`. Ranks are from 1 on, 0 where the article is no candidate; items of the session
-are none; ties count against.
-"""
+"""What a recommender of news has to beat, each in streaming form: it sees a click at once."""
 
 from __future__ import annotations
 
 from collections import deque
 
 import numpy as np
+
+from ssr.news.timeline import Method
 
 
 def rank_among(scores, place, excluded):
@@ -21,7 +18,7 @@ def rank_among(scores, place, excluded):
             - int(np.count_nonzero(scores[excluded] >= scores[place])))
 
 
-class Popular:
+class Popular(Method):
     """The articles that were clicked most in the last `window` seconds; of those that were clicked
     equally often the one that was clicked last comes first.
 
@@ -34,10 +31,10 @@ class Popular:
         self.newest = np.full(num_items, -np.inf)  # time of the last click
         self.recent = deque()
 
-    def rank(self, label, session, now, session_id):
-        while self.recent and self.recent[0][0] < now - self.window:
+    def rank(self, click):
+        while self.recent and self.recent[0][0] < click.time - self.window:
             self.counts[self.recent.popleft()[1]] -= 1
-        session = np.unique(np.array(session, np.int64))
+        label, session = click.item, np.unique(np.array(click.before, np.int64))
         if label in session or not self.counts[label]:
             return 0  # whatever was not clicked in the window is no candidate
         count = self.counts[label]
@@ -47,13 +44,13 @@ class Popular:
         self.counts[session] *= -1
         return better + int(np.count_nonzero(self.newest[equal] >= self.newest[label]))
 
-    def click(self, item, session, time, session_id):
-        self.recent.append((time, item))
-        self.counts[item] += 1
-        self.newest[item] = time
+    def learn(self, click):
+        self.recent.append((click.time, click.item))
+        self.counts[click.item] += 1
+        self.newest[click.item] = click.time
 
 
-class VSKNN:
+class VSKNN(Method):
     """Vector multiplication session-kNN (V-SKNN; Ludewig and Jannach, "Evaluation of Session-based
     Recommendation Algorithms", UMUAI 2018, section 3.3), on the sessions so far.
 
@@ -72,9 +69,10 @@ class VSKNN:
         self.having = {}  # item -> numbers of the sessions that have it, the newest last
         self.clicks = 0
 
-    def click(self, item, session, time, session_id):
+    def learn(self, click):
+        item = click.item
         self.clicks += 1
-        number = self.sessions.setdefault(session_id, len(self.items))
+        number = self.sessions.setdefault(click.session, len(self.items))
         if number == len(self.items):
             self.items.append([])
             if number == len(self.newest):
@@ -85,28 +83,30 @@ class VSKNN:
             # No query takes more than `sample` sessions: those that came to it last are kept.
             self.having.setdefault(item, deque(maxlen=self.sample)).append(number)
 
-    def neighbours(self, session, session_id):
-        """(numbers <int64>[n], similarities <float64>[n]) of the k nearest other sessions."""
+    def neighbours(self, session, own):
+        """(numbers <int64>[n], similarities <float64>[n]) of the k sessions nearest to one, whose
+        own id is left out."""
         weight = {item: place / len(session) for place, item in enumerate(session, 1)}
-        found = [(np.fromiter(self.having[item], np.int64), weight[item])
-                 for item in weight if item in self.having]
-        if not found:
+        having = {item: np.fromiter(self.having[item], np.int64) for item in weight
+                  if item in self.having}
+        if not having:
             return np.empty(0, np.int64), np.empty(0)
-        numbers = np.concatenate([part for part, _ in found])
-        shared = np.repeat([w for _, w in found], [len(part) for part, _ in found])
+        numbers = np.concatenate(list(having.values()))
+        shared = np.repeat([weight[item] for item in having], [*map(len, having.values())])
         numbers, inverse = np.unique(numbers, return_inverse=True)
         similarity = np.bincount(inverse, shared)
-        others = numbers != self.sessions.get(session_id, -1)
+        others = numbers != self.sessions.get(own, -1)
         numbers, similarity = numbers[others], similarity[others]
         newest = np.argsort(-self.newest[numbers])[:self.sample]
         # Among equally similar ones the newest.
         nearest = newest[np.argsort(-similarity[newest], kind="stable")[:self.k]]
         return numbers[nearest], similarity[nearest]
 
-    def rank(self, label, session, now, session_id):
+    def rank(self, click):
+        label, session = click.item, click.before
         if label in session:
             return 0
-        numbers, similarity = self.neighbours(session, session_id)
+        numbers, similarity = self.neighbours(session, click.session)
         items = [self.items[number] for number in numbers]
         places = np.array([item for part in items for item in part], np.int64)
         np.add.at(self.scores, places, np.repeat(similarity, [len(part) for part in items]))
