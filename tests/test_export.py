@@ -9,10 +9,11 @@ import pytest
 
 import export
 import nets
-from ssr.kernels import static
 import train
 from ssr.errors import SetupError
+from ssr.kernels import static
 from ssr.retrieval import export as towers
+from ssr.retrieval.encoder import Bag, Encoder
 
 
 @pytest.mark.parametrize("parts", [
@@ -21,20 +22,38 @@ from ssr.retrieval import export as towers
     dict(item_encoder="tied", hidden_size=6),
     dict(pooling="max_last_clicks", item_encoder="tied", hidden_size=6, members=3, dropout=0.5),
     dict(user_encoder="bow", members=2)])
-@pytest.mark.parametrize("num_tokens", [0, 7])
-def test_any_architecture(parts, num_tokens, tmp_path):
+@pytest.mark.parametrize("num_tokens, max_len", [(0, 4), (7, None)])
+def test_any_architecture(parts, num_tokens, max_len, tmp_path):
     paddle.seed(1)
     model = nets.SequenceSemanticRetrieval(**{
         "vocab_size": 20, "embedding_dim": 6, "hidden_size": 5, "num_tokens": num_tokens, **parts})
     for parameter in model.parameters():
         parameter.set_value(paddle.randn(parameter.shape))
     model.eval()
-    towers.save_towers(model, str(tmp_path))
-    assert towers.compare(model, str(tmp_path)) <= towers.TOLERANCE
+    encoder = Encoder(model, max_len)
+    towers.save_towers(encoder, str(tmp_path))
+    assert towers.compare(encoder, str(tmp_path)) <= towers.TOLERANCE
     # It does notice another model.
     model.embedding.weight.set_value(model.embedding.weight + 0.1 * paddle.randn([
         20 + num_tokens, model.embedding.weight.shape[1]]))
-    assert towers.compare(model, str(tmp_path)) > 100 * towers.TOLERANCE
+    assert towers.compare(encoder, str(tmp_path)) > 100 * towers.TOLERANCE
+
+
+@pytest.mark.parametrize("max_len", [1, 7, 40])
+def test_a_session_is_its_newest_clicks(max_len, tmp_path):
+    """Also where all sessions of a batch are shorter."""
+    paddle.seed(3)
+    model = nets.SequenceSemanticRetrieval(20, 6, 6, pooling="max_last_clicks", num_tokens=3)
+    model.embedding.weight.set_value(paddle.randn([23, 6]))
+    model.eval()
+    towers.save_towers(Encoder(model, max_len), str(tmp_path))
+    encode = towers.load_tower(str(tmp_path), "user")
+    bags = [np.array([click % 20, 20 + click % 3]) for click in range(12)]
+    lengths = [12, 1, max_len % 12]
+    vectors = encode(towers.pad_sessions([bags[:length] for length in lengths], 2))
+    for vector, length in zip(vectors, lengths):
+        newest = [Bag(bag) for bag in bags[max(0, length - max_len):length]]
+        np.testing.assert_allclose(vector, Encoder(model).encode_sessions([newest])[0], atol=1e-6)
 
 
 def test_padding_does_not_matter(tmp_path):
@@ -44,9 +63,9 @@ def test_padding_does_not_matter(tmp_path):
     bags = [np.array([1, 20]), np.array([4]), np.array([21, 22, 7])]
     for clicks, tokens in ((3, 3), (9, 5)):
         rows = towers.pad([towers.pad(bags, tokens)], clicks)
-        found = static.user_vectors(model, paddle.to_tensor(rows))
-        expected = model.encode_user(model.embed(*towers.end_to_end(bags)), np.array([3]))
-        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-6)
+        padded = static.user_vectors(model, paddle.to_tensor(rows))
+        expected, = Encoder(model).encode_sessions([[Bag(bag) for bag in bags]])
+        np.testing.assert_allclose(padded.numpy()[0], expected, atol=1e-6)
 
 
 @pytest.fixture

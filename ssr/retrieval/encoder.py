@@ -65,6 +65,11 @@ class Encoder:
         self.is_tied = all(towers.item_fc is None for towers in model.members)
         self._newest = slice(None) if max_len is None else slice(-max_len, None)
 
+    @classmethod
+    def load(cls, checkpoint, stand_in_length=None):
+        """The encoder of a Checkpoint. Raises SetupError."""
+        return cls(load_model(checkpoint), max_len_of(checkpoint.meta), stand_in_length)
+
     @property
     def stand_in_length(self):
         return self._stand_in_length

@@ -1,17 +1,15 @@
 """The two towers as Paddle inference models, for servers that know no Python.
 
-    python export.py --model_dir model_output --export_dir exported
+Both take rows of the embedding table, padded with -1 at the end, and return vectors of length 1,
+whose inner product is the score:
 
-writes exported/user.*, exported/item.* and exported/export.json, then loads them with
-paddle.inference and compares them with the model. Both take rows of the embedding table, padded
-with -1 at the end, and return vectors of length 1, whose inner product is the score:
-
-    item: rows <int64>[items, tokens]           -> <float32>[items, members * hidden_size]
+    item: rows <int64>[items, tokens]            -> <float32>[items, members * hidden_size]
     user: rows <int64>[sessions, clicks, tokens] -> <float32>[sessions, members * hidden_size]
 
 An item is the bag of its rows: row i is the id of item i, if it was clicked in training, row
 vocab_size + t is token t of its content. Without content tokens is 1. Each session has a click,
-each click and each item a row.
+each click and each item a row. Of a longer session the user tower takes the newest max_len clicks,
+as the model's encoder does.
 """
 
 from __future__ import annotations
@@ -25,40 +23,68 @@ import numpy as np
 
 from ssr.errors import SetupError
 from ssr.kernels import static
+from ssr.retrieval.encoder import Bag
 from ssr.runtime import paddle
-from ssr.training.content import Bags
 
 nn = paddle.nn
-
 
 TOLERANCE = 1e-5  # the largest difference from the model that rounding explains
 PROBES = 64  # sessions, and items, that are compared
 
 
-class Tower(nn.Layer):
-    """One tower of a model, as paddle.jit.save wants it: a layer whose forward is what is saved.
+class UserTower(nn.Layer):
+    """The user tower, as paddle.jit.save wants it: a layer whose forward is what is saved.
 
-    model: nets.SequenceSemanticRetrieval; encode: of ssr.kernels.static
+    model: nets.SequenceSemanticRetrieval; max_len: the newest clicks that are encoded, None for all
     """
 
-    def __init__(self, model, encode):
+    def __init__(self, model, max_len):
         super().__init__()
-        self.model, self.encode = model, encode
+        self.model, self.max_len = model, max_len
 
     def forward(self, rows):
-        return self.encode(self.model, rows)
+        return static.user_vectors(self.model, newest_clicks(rows, self.max_len))
 
 
-def save_towers(model, directory):
-    """Writes user.* and item.* to a directory."""
-    for name, dims in (("user", 3), ("item", 2)):
+class ItemTower(nn.Layer):
+    """The item tower, as UserTower."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, rows):
+        return static.item_vectors(self.model, rows)
+
+
+def newest_clicks(rows, max_len):
+    """The newest clicks of padded sessions.
+
+    rows: a tensor <int64>[sessions, clicks, tokens], -1 behind the last click of a session and the
+        last row of a click
+    max_len: how many, None for all
+    returns <int64>[sessions, at most max_len, tokens], padded in the same way
+    """
+    if max_len is None:
+        return rows
+    lengths = paddle.sum(paddle.cast(paddle.max(rows, axis=2) >= 0, "int64"), axis=1)
+    window = paddle.arange(max_len, dtype="int64")[:paddle.shape(rows)[1]]
+    first = paddle.clip(lengths - max_len, min=0)
+    at = first.unsqueeze(1) + window
+    session = paddle.zeros_like(at) + paddle.arange(paddle.shape(rows)[0]).unsqueeze(1)
+    return paddle.gather_nd(rows, paddle.stack([session, at], axis=2))
+
+
+def save_towers(encoder, directory):
+    """Writes user.* and item.* to a directory. encoder: Encoder"""
+    for name, tower, dims in (("user", UserTower(encoder.model, encoder.max_len), 3),
+                              ("item", ItemTower(encoder.model), 2)):
         rows = paddle.static.InputSpec([None] * dims, "int64", "rows")
-        paddle.jit.save(Tower(model, getattr(static, f"{name}_vectors")), os.path.join(directory, name),
-                        input_spec=[rows])
+        paddle.jit.save(tower, os.path.join(directory, name), input_spec=[rows])
 
 
 def load_tower(directory, name):
-    """A function from rows, numpy <int64>, to vectors, numpy <float32>."""
+    """A function from rows, numpy <int64>, to vectors, numpy <float32>. name: "user" or "item" """
     path = os.path.join(directory, name)
     # Paddle 3 calls the program .json.
     program = next(path + suffix for suffix in (".pdmodel", ".json")
@@ -68,41 +94,37 @@ def load_tower(directory, name):
     config.set_cpu_math_library_num_threads(1)
     predictor = paddle.inference.create_predictor(config)
 
-    def run(rows):
-        given = predictor.get_input_handle(predictor.get_input_names()[0])
-        given.reshape(rows.shape)
-        given.copy_from_cpu(rows)
+    def encode(rows):
+        handle = predictor.get_input_handle(predictor.get_input_names()[0])
+        handle.reshape(rows.shape)
+        handle.copy_from_cpu(rows)
         predictor.run()
         return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
 
-    return run
+    return encode
 
 
 # --- comparison -----------------------------------------------------------------------------------
 
 
-def compare(model, directory):
-    """The largest difference between the vectors of the exported towers and of the model, for
+def compare(encoder, directory):
+    """The largest difference between the vectors of the exported towers and of an Encoder, for
     random sessions and items."""
     random = np.random.default_rng(0)
+    model = encoder.model
     tokens = 6 if model.num_tokens else 1
-    bags = [random.integers(0, model.vocab_size + model.num_tokens,
-                            random.integers(1, tokens + 1)) for _ in range(20 * PROBES)]
     lengths = random.integers(1, 20, PROBES)
-    with paddle.no_grad():
-        items = model.item(*end_to_end(bags[:PROBES])).numpy()
-        clicks = bags[:lengths.sum()]
-        users = model.encode_user(model.embed(*end_to_end(clicks)), lengths).numpy()
-    sessions = np.split(pad(clicks, tokens), np.cumsum(lengths)[:-1])
-    found = load_tower(directory, "item")(pad(bags[:PROBES], tokens))
-    found_users = load_tower(directory, "user")(pad(sessions, lengths.max()))
-    return float(max(np.abs(found - items).max(), np.abs(found_users - users).max()))
-
-
-def end_to_end(bags):
-    """(rows, Bags) of bags, as the model takes them."""
-    made = Bags.of(np.concatenate(bags), np.array([len(bag) for bag in bags]))
-    return made.rows, made
+    if encoder.max_len is not None:
+        lengths[0] = encoder.max_len + 1
+    bags = [random.integers(0, model.vocab_size + model.num_tokens, random.integers(1, tokens + 1))
+            for _ in range(lengths.sum())]
+    sessions = [bags[end - length:end] for end, length in zip(np.cumsum(lengths), lengths)]
+    items = bags[:PROBES]
+    differences = (
+        load_tower(directory, "item")(pad(items, tokens)) - np.stack(encoder.encode_items(items)),
+        load_tower(directory, "user")(pad_sessions(sessions, tokens)) - np.stack(
+            encoder.encode_sessions([[Bag(bag) for bag in session] for session in sessions])))
+    return float(max(np.abs(difference).max() for difference in differences))
 
 
 def pad(arrays, size):
@@ -112,6 +134,12 @@ def pad(arrays, size):
     for place, array in zip(out, arrays):
         place[:len(array)] = array
     return out
+
+
+def pad_sessions(sessions, tokens):
+    """What the user tower takes for sessions, lists of bags <int64>[n] with n <= tokens:
+    <int64>[sessions, clicks of the longest, tokens]"""
+    return pad([pad(session, tokens) for session in sessions], max(map(len, sessions)))
 
 
 # --- the directory --------------------------------------------------------------------------------
@@ -124,11 +152,11 @@ def replacing(path, overwrite):
     path = os.path.abspath(path)
     if os.path.lexists(path):
         if not overwrite:
-            raise SetupError(f"{path} is there already: give another --export_dir, or "
-                                   "--overwrite to replace it")
+            raise SetupError(f"{path} is there already: give another --export_dir, or --overwrite "
+                             "to replace it")
         if not os.path.exists(os.path.join(path, "export.json")):
             raise SetupError(f"{path} is no export, and is not replaced: give another "
-                                   "--export_dir")
+                             "--export_dir")
     work = None
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -144,4 +172,3 @@ def replacing(path, overwrite):
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
-

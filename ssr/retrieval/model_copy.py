@@ -15,7 +15,7 @@ import utils
 from ssr.errors import StoreError
 from ssr.preparation import text
 from ssr.retrieval.builds import REMEDY
-from ssr.retrieval.checkpoint import load_model, max_len_of, model_digest
+from ssr.retrieval.checkpoint import model_digest
 from ssr.retrieval.encoder import Encoder
 from ssr.training.checkpoints import Checkpoint
 
@@ -72,9 +72,7 @@ def load_encoder(directory, details):
     vocabulary = None
     if checkpoint.meta["model"]["num_tokens"]:
         vocabulary = text.TokenVocabulary.load(os.path.join(directory, text.TOKENS_FILE))
-    encoder = Encoder(load_model(checkpoint), max_len_of(checkpoint.meta),
-                      details.get("stand_in_length"))
-    return encoder, vocabulary
+    return Encoder.load(checkpoint, details.get("stand_in_length")), vocabulary
 
 
 def _check_files(directory, details):
