@@ -18,7 +18,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 def pytest_configure(config):
     """Where CI is set, nothing is skipped because something was not installed."""
     if os.environ.get("CI"):
-        missing = [name for name in ("matplotlib", "playwright") if not importlib.util.find_spec(name)]
+        missing = [name for name in ("matplotlib", "playwright")
+                   if not importlib.util.find_spec(name)]
         missing += [] if any(map(shutil.which, BROWSERS)) else ["chromium"]
         if missing:
             pytest.exit(f"CI is set and the tests need {' and '.join(missing)}", returncode=1)

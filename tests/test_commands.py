@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+
 from commandline import COMMANDS, ROOT, parser_of, subcommands
 
 ONE_LINE = re.compile(r"[^\n]+: error: [^\n]+\n")

@@ -1,9 +1,9 @@
 """What the READMEs and docs say is so: their commands run, their output looks like what comes out,
 their links lead somewhere, every flag stands somewhere.
 
-A fenced block is `sh` or `python`, which is run, or `text`, which is the output of the blocks before
-it. All blocks of a file run one after the other in a copy of the checkout, with made-up data under the
-names that the file uses. What PARSED names is parsed only; nothing else is left out.
+A fenced block is `sh` or `python`, which is run, or `text`, which is the output of the blocks
+before it. All blocks of a file run one after the other in a copy of the checkout, with made-up data
+under the names that the file uses. What PARSED names is parsed only; nothing else is left out.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from commandline import COMMANDS, ROOT, parser_of, subcommands
 
+from commandline import COMMANDS, ROOT, parser_of, subcommands
 from ssr.runtime import paddle
 
 ROOT = Path(ROOT)
@@ -39,7 +39,7 @@ PARSED = {
     r"make |python3 -m venv|\. |pip install|python -m pytest": "installs; .ci/run does it",
 }
 if not HAS_SERVER:
-    PARSED[r"sh cluster_train\.sh|.*--model_dir cluster_model"] = "this Paddle has no parameter server"
+    PARSED[r"sh cluster_train\.sh|.*--model_dir cluster_model"] = "no parameter server in this Paddle"
 PARSED_FILES = {"benchmarks/README.md": "commands of the tables: hours, and data that is not ours"}
 OTHERS_FLAGS = {"--nnodes", "--rank", "--master", "--nproc_per_node"}  # of Paddle's launcher
 
@@ -147,7 +147,7 @@ def test_output_is_no_command():
     for path in ENGLISH:
         for block in blocks(path):
             if block.language == "text":
-                assert not re.search(r"^\s*(\w+=\S+ )*(python3?|sh|make|pip|curl) ", block.text, re.M)
+                assert not re.search(r"^\s*(\w+=\S+ )*(python|sh|make|pip|curl) ", block.text, re.M)
 
 
 # --- what stands where ----------------------------------------------------------------------------
@@ -225,7 +225,8 @@ serve() {
     exit 1
 }
 """
-TOP = ["*.py", "*.sh", "*.txt", "Makefile", "ssr", "sample", "train_data", "test_data", "benchmarks"]
+TOP = ["*.py", "*.sh", "*.txt", "Makefile", "ssr", "sample", "train_data", "test_data",
+       "benchmarks"]
 
 
 @pytest.fixture
@@ -240,9 +241,9 @@ def checkout(tmp_path):
                 shutil.copy(source, tmp_path)
     make_data(tmp_path)
     (tmp_path / "bin").mkdir()
-    for name in ("python", "python3"):
-        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
-        (tmp_path / "bin" / name).chmod(0o755)
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
     yield tmp_path
     with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
         os.kill(int((tmp_path / "server.pid").read_text()), signal.SIGKILL)
