@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from starlette.concurrency import run_in_threadpool
 
 from ssr.errors import DataError
+from ssr.retrieval import MAX_TEXT
 
 BATCHES_AT_A_TIME = 4
-HITS_AT_A_TIME = 512  # whose texts are in memory while a batch is answered
+HITS_AT_A_TIME = 8192  # of a batch
 
 
 class Backend:
@@ -30,6 +31,7 @@ class Backend:
     def __init__(self, index, limits):
         self.index, self.limits = index, limits
         self.model = f"{index.details['model']} {index.details['digest'][:12]}"
+        self._hit_size = MAX_TEXT  # bytes of a hit in the last batch
         self._writer = ThreadPoolExecutor(1, "writer")
         self._batches = ThreadPoolExecutor(BATCHES_AT_A_TIME, "batches")
 
@@ -49,14 +51,18 @@ class Backend:
         return await self._run(self._batches, self._answer_many, sessions, k, exclude_session)
 
     def _answer_many(self, sessions, k, exclude_session):
-        parts, size = [], 0
-        step = max(1, HITS_AT_A_TIME // k)
-        for start in range(0, len(sessions), step):
-            for answer in self.index.query_many(sessions[start:start + step], k, exclude_session):
-                parts.append(self._encode(answer))
-                size += len(parts[-1]) + 1
+        answers, size, start = [], len('{"answers":[]}'), 0
+        while start < len(sessions):
+            # No more than should fit into an answer: most of what is in memory is the hits' texts.
+            hits = min(HITS_AT_A_TIME, self.limits.max_answer // self._hit_size)
+            part = sessions[start:start + max(1, hits // k)]
+            start += len(part)
+            for answer in self.index.query_many(part, k, exclude_session):
+                answers.append(self._encode(answer))
+                size += len(answers[-1]) + 1
                 self._check_size(size)
-        return b'{"answers":[' + b",".join(parts) + b"]}"
+                self._hit_size = max(1, len(answers[-1]) // max(1, len(answer.hits)))
+        return b'{"answers":[' + b",".join(answers) + b"]}"
 
     async def browse(self, words, limit):
         """The candidates whose text or id contains each of the words, as of Index.browse."""
