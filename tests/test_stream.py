@@ -14,7 +14,16 @@ import reader
 import train
 import utils
 from ssr.errors import DataError
-from ssr.news import AGE, Examples, Scoring, Stream, baselines, fit_scoring
+from ssr.news import (
+    AGE,
+    Examples,
+    Scoring,
+    Stream,
+    baselines,
+    fit_scoring,
+    read_scoring,
+    write_scoring,
+)
 from ssr.news.replay import replay
 from ssr.news.scoring import (
     COUNT_FLOOR,
@@ -27,6 +36,7 @@ from ssr.news.scoring import (
     SHRINK,
     TINY,
     WINDOWS,
+    Features,
 )
 from ssr.news.stream import COMMON, normalized
 from ssr.news.timeline import ReplayedClick, Timeline
@@ -357,7 +367,8 @@ def test_counts_survive_years():
     features = state.features(None, [2], 3 * 31e6 + 1)
     assert np.isfinite(features.linear).all() and np.isfinite(features.mixed).all()
     row = state.articles.rows[1]
-    assert np.exp(features.part("power")[0, row]) == pytest.approx(np.exp(-1 / 300) + COUNT_FLOOR, rel=1e-4)
+    assert np.exp(features.part("power")[0, row]) == pytest.approx(
+        np.exp(-1 / 300) + COUNT_FLOOR, rel=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -399,11 +410,44 @@ def test_parameters_survive_json():
     assert np.allclose(np.concatenate(again.weights()), np.concatenate(SCORING.weights()))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{\"readers\": \"much\"}", "{\"reader\": 1}",
-                                  "{\"power\": [1]}", "{\"share\": -1}", "{\"readers\": NaN}"])
-def test_other_json_is_refused(text):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize("text", [
+    '', '[]', '{"readers": "much"}', '{"reader": 1}', '{"power": [1]}', '{"share": -1}',
+    '{"readers": NaN}', '{"readers": true}', '{"power": [1, 2, 3, "4"]}', '{"power": {}}',
+    '{"readers": null}', '{"floor": [0.1]}', '{"readers": ' + "7" * 400 + '}',
+    '{"readers": ' + "7" * 5000 + '}', "[" * 200_000, '{"power":' + "[" * 200_000],
+    ids=lambda text: text[:20])
+def test_other_json_is_refused(text, tmp_path):
+    with pytest.raises(DataError) as error:
         Scoring.from_json(text)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(DataError, match="cannot read .*s.json"):
+        read_scoring(str(tmp_path / "s.json"))
+
+
+def test_a_scoring_file_says_which_model_it_is_for(tmp_path):
+    path = str(tmp_path / "s.json")
+    write_scoring(path, SCORING, "abc")
+    assert read_scoring(path) == (SCORING, "abc")
+    with open(path) as f:
+        assert Scoring.from_json(f.read()) == SCORING
+    (tmp_path / "s.json").write_text(SCORING.to_json())  # as earlier versions wrote it
+    assert read_scoring(path) == (SCORING, None)
+    (tmp_path / "s.json").write_bytes(b"\xff\xfe{")
+    for wrong in (path, str(tmp_path), str(tmp_path / "missing.json")):
+        with pytest.raises(DataError, match="cannot read"):
+            read_scoring(wrong)
+
+
+def test_parts_have_names():
+    features = Features.zeros(3)
+    for number, name in enumerate(Scoring._fields, 1):
+        features.part(name)[:] = number
+    assert features.linear[:, 0].tolist() == [1, 2, 3, 3, 3, 3, 4]
+    assert features.mixed[:, 0].tolist() == [5, 6, 6, 7, 7, 8]
+    nothing = SCORING.without(*PARTS, "floor")
+    assert not np.any(np.concatenate(nothing.weights()))
+    assert hash(nothing) is not None
 
 
 def rule_examples(follow):
@@ -459,8 +503,9 @@ def test_popular_by_brute_force(steps):
         newest = {i: max([t for j, t in seen if j == i], default=-1) for i in range(10)}
         others = [i for i in range(10) if i not in before and count[i]]
         expected = sum((count[i], newest[i]) >= (count[item], newest[item]) for i in others)
-        assert method.rank(ReplayedClick(item, before, now, 0)) == (expected if item in others else 0)
-        method.learn(ReplayedClick(item, before, now, 0))
+        click = ReplayedClick(item, before, now, 0)
+        assert method.rank(click) == (expected if item in others else 0)
+        method.learn(click)
         seen.append((item, now))
 
 
@@ -597,6 +642,75 @@ def test_mistakes_are_told_in_a_line(trained, capsys):
     assert "there is no nowhere/s.txt" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate_stream.main(["--warm_dir", "day0"])
+
+
+def test_what_cannot_be_written_is_told_before_the_replay(trained, capsys):
+    with mock.patch("evaluate_stream.replay") as replay_, \
+            mock.patch("evaluate_stream.fit_on_replay") as fit:
+        for flags, message in ((["--plot", "nowhere/p.png"], "--plot: cannot write nowhere/p.png"),
+                               (["--table", "day1"], "--table: cannot write day1"),
+                               (["--fit", "--scoring", "vocab.txt/s.json"], "--fit: cannot write")):
+            assert run(2, *flags) == 1
+            assert message in capsys.readouterr().err
+        with mock.patch("importlib.util.find_spec", return_value=None):
+            assert run(2, "--plot", "p.png") == 1
+            assert "--plot needs matplotlib" in capsys.readouterr().err
+            assert run(2, "--fit") == 1
+            assert "--fit needs scipy" in capsys.readouterr().err
+    assert not replay_.called and not fit.called
+
+
+def test_weights_of_another_model_are_refused_unless_named(trained, capsys):
+    (trained / "model_output" / "stream.json").write_text(Scoring().to_json())
+    assert run(2, "--baselines", "none") == 0
+    assert "does not say which model" in capsys.readouterr().err
+    assert run(1, "--fit", "--baselines", "none") == 0
+    assert run(2, "--baselines", "none") == 0
+    assert train.main(["--train_dir", "day0", "--recipe", "strong", "--epochs", "1", "--overwrite",
+                       "--embedding_dim", "8", "--hidden_size", "8", "--seed", "1"]) == 0
+    capsys.readouterr()
+    assert run(2, "--baselines", "none") == 1
+    out, err = capsys.readouterr()
+    assert "recall" not in out
+    error, = (line for line in err.splitlines() if "error:" in line)
+    assert "model_output/stream.json was fitted with another model" in error
+    assert run(2, "--baselines", "none", "--scoring", "model_output/stream.json") == 0
+    assert "was fitted with another model" in capsys.readouterr().err
+
+
+def test_baselines_are_named_or_none(trained, capsys):
+    def methods(*flags):
+        assert run(2, *flags) == 0
+        return {line.split()[0] for line in capsys.readouterr().out.splitlines()
+                if "recall@20" in line}
+
+    assert methods("--baselines") == methods("--baselines", "none") == {"stream"}
+    assert methods("--baselines", "popular") == {"stream", "popular"}
+    with pytest.raises(SystemExit):
+        run(2, "--baselines", "none", "popular")
+    assert "none goes with no other name" in capsys.readouterr().err
+
+
+def test_no_queries_have_no_recall(trained, capsys):
+    assert run(1, "--vocab_path", "vocab.txt", "--baselines", "--table", "t.tsv") == 0
+    out = capsys.readouterr().out
+    known = [line for line in out.splitlines() if line.split()[1:3] == ["known", "queries:0"]]
+    assert all("recall@20:n/a mrr@20:n/a" in line for line in known)
+    rows = [line.split("\t") for line in (trained / "t.tsv").read_text().splitlines()[1:]]
+    assert any(row[3] == "0" for row in rows)
+    assert all((row[4] == "n/a") == (row[3] == "0") for row in rows)
+
+
+def test_the_best_epoch_is_taken_when_asked_for(trained, capsys):
+    assert train.main(["--train_dir", "day0", "--recipe", "strong", "--epochs", "2",
+                       "--embedding_dim", "8", "--hidden_size", "8", "--valid_dir", "day0",
+                       "--model_dir", "validated"]) == 0
+    with open("validated/epoch_2.json") as f:
+        best = json.load(f)["best"]["epoch"]
+    assert run(2, "--model_dir", "validated", "--baselines", "none", "--best") == 0
+    assert f"epoch_{best} of validated, the best in validation" in capsys.readouterr().err
+    assert run(2, "--best", "--baselines", "none") == 1
+    assert "--best: model_output holds no epoch" in capsys.readouterr().err
 
 
 def test_a_plot_is_drawn(trained, capsys):
