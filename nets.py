@@ -128,9 +128,10 @@ class SequenceSemanticRetrieval(nn.Layer):
     vocab_size: number of items V, the first rows of the table
     embedding_dim, hidden_size: columns of the table; size of a user's and an item's vector
     user_encoder: "gru" or "bow"
-    pooling: of the GRU's states, "max" or "max_last"; "max_last_clicks" also adds the embedding of
-        the last click and the mean of all, g1 * e_last + g2 * mean(e) with a gain per dimension
-        each, to what the fc makes of the states
+    pooling: of the GRU's states, "max"; or "max_last_clicks", which adds the embedding of the last
+        click and the mean of all, g1 * e_last + g2 * mean(e) with a gain per dimension each, to
+        what the fc makes of the maximum and the last state ("max_last", without these two, is what
+        older checkpoints may have)
     item_encoder: "fc", or "tied": an item's vector is the sum of its tokens' embeddings itself
     dropout: share of the entries of the clicks' embeddings that are zeroed in training
     members: an ensemble of so many models, each with a table and towers of its own. Their vectors,
