@@ -24,10 +24,11 @@ import train
 from ssr.runtime import paddle
 
 
-def sorted_batches(dataset, batch_size, seed, epoch, negatives, targets, max_len=None, rank=0,
-                   world_size=1):
-    """As YoochooseDataset.train on one rank, but sessions of a length are put together: a chunk
-    of 100 batches is sorted by length and cut, then its batches are shuffled."""
+def sorted_batches(dataset, batch_size, seed, epoch, negatives, targets, max_len=None, content=None,
+                   rank=0, world_size=1):
+    """As YoochooseDataset.train on one rank and without content, but sessions of similar length are
+    put together: a chunk of 100 batches is sorted by length and cut, then its batches are
+    shuffled."""
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(dataset))
     lengths = np.diff(dataset.offsets)
@@ -62,8 +63,8 @@ def run(main, *flags):
 
 
 def main(argv=None):
-    parser, own_flags, train_flags = common.parse_recall_args(__doc__.splitlines()[0], argv)
-    args = parser.parse_args(own_flags)
+    parser, own_flags, train_flags = common.recall_parser_and_flags(__doc__, argv)
+    args = parser.parse(own_flags)
     print("| choice | recall@20 | mrr@20 | s an epoch |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
@@ -74,8 +75,8 @@ def main(argv=None):
             with contextlib.ExitStack() as stack:
                 for (owner, attribute), value in patches.items():
                     stack.enter_context(mock.patch.object(owner, attribute, value))
-                out = run(train.main, *paths, "--train_dir", f"{work}/train_data",
-                          "--print_batch", 1000, *train_flags)
+                out = run(train.main, *common.TRAIN[1:], *paths, "--train_dir",
+                          f"{work}/train_data", *train_flags)
             epoch, seconds = re.findall(r"epoch:(\d+) num_steps:\d+ time_cost\(s\):(\S+)", out)[-1]
             out = run(infer.main, *paths, "--test_dir", f"{work}/test_data", "--start_index",
                       epoch, "--last_index", epoch)

@@ -21,15 +21,15 @@ import reader
 from ssr.preparation import text
 
 COLUMNS = ("known, all", "held out, all", "held out, held out")
-TIE = 1e-6  # scores closer than this are equal, ties count against, as in evaluation.py
+TIE = 1e-6  # scores closer than this are equal, and ties count against, as in infer.py
 
 
 def main(argv=None):
-    parser, own_flags, train_flags = common.parse_recall_args(__doc__.splitlines()[0], argv)
-    parser.add_argument("--items_path", required=True, help="raw id, tab, title")
+    parser, own_flags, train_flags = common.recall_parser_and_flags(__doc__, argv)
+    parser.add_argument("--items_path", required=True, help="a line an item: raw id, tab, title")
     parser.add_argument("--hold_out", type=float, default=0.1, help="share of the items")
-    parser.add_argument("--seeds", type=int, default=1)
-    args = parser.parse_args(own_flags)
+    parser.add_argument("--seeds", type=int, default=1, help="0, 1, ...: how many")
+    args = parser.parse(own_flags)
     with tempfile.TemporaryDirectory() as work:
         prepare(args, work)
         print("| | recall@20, mrr@20: " + " | ".join(COLUMNS) + " |")
@@ -55,9 +55,9 @@ def prepare(args, work):
         for path in args.train_files:
             with open(path) as lines:
                 for line in lines:
-                    kept = [id for id in line.split() if id not in held_out]
-                    if len(kept) > 1:
-                        out.write(" ".join(kept) + "\n")
+                    known = [id for id in line.split() if id not in held_out]
+                    if len(known) > 1:
+                        out.write(" ".join(known) + "\n")
     common.run_script("preprocess.py", "sessions", "--train_files", f"{work}/train.txt",
                       "--test_files", *args.test_files, "--items_path", args.items_path,
                       "--all_items", "--output_dir", work)
@@ -77,22 +77,25 @@ def baselines(work, items_path):
     items = TfidfVectorizer(dtype=np.float32).fit_transform(texts)
     last = test.offsets[1:] - 1
     labels = test.items[last]
-    found = {"chance": [], "TF-IDF": []}
-    for asked, among in ((clicked[labels], np.ones_like(clicked)),
-                         (~clicked[labels], np.ones_like(clicked)),
-                         (~clicked[labels], ~clicked)):
+    metrics = {"chance": [], "TF-IDF": []}
+    for queries, among in ((clicked[labels], np.ones_like(clicked)),
+                           (~clicked[labels], np.ones_like(clicked)),
+                           (~clicked[labels], ~clicked)):
         candidates = np.flatnonzero(among)
         share = min(1, 20 / len(candidates))
-        found["chance"].append((share, share * np.mean(1 / np.arange(1, 21))))
-        ranks = tf_idf_ranks(test, np.flatnonzero(asked), items, candidates)
+        metrics["chance"].append((share, share * np.mean(1 / np.arange(1, 21))))
+        ranks = tf_idf_ranks(test, np.flatnonzero(queries), items, candidates)
         hit = ranks <= 20
-        found["TF-IDF"].append((hit.mean(), np.sum(1 / ranks[hit]) / len(ranks)))
-    return found
+        metrics["TF-IDF"].append((hit.mean(), np.sum(1 / ranks[hit]) / len(ranks)))
+    return metrics
 
 
 def tf_idf_ranks(test, sessions, items, candidates):
-    """The rank of the last click of some sessions. items: <float32>[V, words], sparse, its rows of
-    length 1 or 0"""
+    """The ranks of the last clicks of sessions: <int64>[sessions].
+
+    sessions: their numbers in test; items: <float32>[V, words], sparse, its rows of length 1 or 0
+    candidates: <int64>[n], ascending
+    """
     from scipy.sparse import csr_matrix
     from sklearn.preprocessing import normalize
 
@@ -114,20 +117,20 @@ def tf_idf_ranks(test, sessions, items, candidates):
 def run_model(work, seed, train_flags):
     """[(recall, mrr)] of a model, as COLUMNS."""
     paths = ["--vocab_path", f"{work}/vocab.txt", "--model_dir", f"{work}/model"]
-    out, _, _ = common.run_script("train.py", *paths, "--train_dir", f"{work}/train_data",
-                                  "--print_batch", 1000, "--seed", seed, *train_flags)
+    out, _, _ = common.run_script(*common.TRAIN, *paths, "--train_dir", f"{work}/train_data",
+                                  "--seed", seed, *train_flags)
     epoch = re.findall(r"epoch:(\d+) num_steps", out)[-1]
-    found = {}
+    metrics = {}
     for among in ("all", *["unknown"] * ("--item_tokens" in train_flags)):
         out, _, _ = common.run_script("infer.py", *paths, "--test_dir", f"{work}/test_data",
                                       "--start_index", epoch, "--last_index", epoch,
                                       "--item_tokens", f"{work}/item_tokens.txt",
                                       "--candidates", among)
         for name in ("known", "unknown"):
-            found[name, among] = [float(number) for number in re.search(
-                rf"  {name} labels:\d+ recall@20:(\S+) mrr@20:(\S+)", out).groups()]
-    found.setdefault(("unknown", "unknown"), [0, 0])  # no item held out has a vector
-    return [found["known", "all"], found["unknown", "all"], found["unknown", "unknown"]]
+            match = re.search(rf"  {name} labels:\d+ recall@20:([\d.]+) mrr@20:([\d.]+)", out)
+            metrics[name, among] = [float(number) for number in match.groups()] if match else [0, 0]
+    metrics.setdefault(("unknown", "unknown"), [0, 0])  # no item held out has a vector
+    return [metrics["known", "all"], metrics["unknown", "all"], metrics["unknown", "unknown"]]
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@ it takes to open.
 
     python benchmarks/bench_live.py --items 12000 --clicks 100000
 
-A model learns sessions of make_sample.py, retrieve.py builds its index, and sessions of the same
-kind click through it, a day of them, as if one came after the other. One process, no HTTP.
+A model learns sessions like those of the sample, retrieve.py builds its index, and sessions of the
+same kind click through it, a day of them, as if one came after the other. One process, no HTTP.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import tempfile
@@ -19,20 +18,19 @@ import common
 import numpy as np
 
 import reader
-from ssr.news.stream import Scoring
-from ssr.preparation import sample as make_sample
-from ssr.retrieval import live
-from ssr.retrieval.index import Index
+from ssr.news import Scoring
+from ssr.preparation import sample
+from ssr.retrieval import Click, Index
 
 BATCH = 100
 QUERIES = 500
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=int, default=12_000)
-    parser.add_argument("--clicks", type=int, default=100_000)
-    args = parser.parse_args(argv)
+    parser, own_flags, _ = common.parser_and_flags(__doc__, argv)
+    parser.add_argument("--items", type=int, default=12_000, help="of the index")
+    parser.add_argument("--clicks", type=int, default=100_000, help="that the index takes in")
+    args = parser.parse(own_flags)
     with tempfile.TemporaryDirectory() as work:
         sessions = make_index(work, args)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -56,10 +54,10 @@ def main(argv=None):
 
 def make_index(work, args):
     """Returns sessions of raw ids."""
-    make_sample.write_sample(work, args.items, args.items, args.clicks // 5, seed=0)
+    sample.write_sample(work, args.items, args.items, args.clicks // 5, seed=0)
     data = ["--vocab_path", f"{work}/vocab.txt", "--model_dir", f"{work}/model"]
-    common.run_script("train.py", *data, "--train_dir", f"{work}/train_data", "--recipe", "strong",
-                      "--epochs", 1, "--print_batch", 10 ** 6)
+    common.run_script(*common.TRAIN, *data, "--train_dir", f"{work}/train_data", "--recipe",
+                      "strong", "--epochs", 1)
     common.run_script("retrieve.py", "build", "--index_dir", f"{work}/index", *data[2:],
                       "--items_path", f"{work}/items.txt")
     with open(f"{work}/items.txt", encoding="utf-8") as f:
@@ -72,7 +70,7 @@ def make_clicks(sessions, count):
     """Clicks of sessions one after the other, over the last 20 hours."""
     flat = [(str(number), item) for number, session in enumerate(sessions) for item in session]
     times = np.linspace(time.time() - 72_000, time.time() - 1, count)
-    return [live.Click(session, item, when) for (session, item), when in zip(flat, times)]
+    return [Click(session, item, when) for (session, item), when in zip(flat, times)]
 
 
 def seconds(function):

@@ -6,38 +6,37 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import tempfile
 
 import common
 
-from ssr.preparation import sample as make_sample
-
-NUM_SESSIONS = 60000
+from ssr.preparation import sample
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num_devices", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[50, 500])
-    parser.add_argument("--num_items", type=int, nargs="+", default=[17376, 1000000])
-    args = parser.parse_args(argv)
+    parser, own_flags, _ = common.parser_and_flags(__doc__, argv)
+    add = parser.add_argument
+    add("--num_devices", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    add("--batch_size", type=int, nargs="+", default=[50, 500], help="sessions a process and step")
+    add("--num_items", type=int, nargs="+", default=[17376, 1000000], help="catalogues")
+    add("--sessions", type=int, default=60000, help="to train on")
+    args = parser.parse(own_flags)
     print("sessions/s of the second epoch; batch: sessions a process and step; communication: "
           "share of the time, waiting for the slower process included")
     print("| items | batch | processes | sessions/s | against one | communication |")
     print("|---|---|---|---|---|---|")
     for num_items in args.num_items:
         with tempfile.TemporaryDirectory() as work:
-            make_sample.write_sample(work, num_items, NUM_SESSIONS, 1, seed=0)
+            sample.write_sample(work, num_items, args.sessions, 1, seed=0)
             for batch_size in args.batch_size:
                 first = None
                 for num_devices in args.num_devices:
                     out, _, _ = common.run_script(
-                        "train.py", "--train_dir", f"{work}/train_data", "--vocab_path",
+                        *common.TRAIN, "--train_dir", f"{work}/train_data", "--vocab_path",
                         f"{work}/vocab.txt", "--model_dir", f"{work}/model", "--epochs", 2,
-                        "--batch_size", batch_size, "--print_batch", 100, "--parallel",
-                        int(num_devices > 1), "--num_devices", num_devices)
+                        "--batch_size", batch_size, "--parallel", int(num_devices > 1),
+                        "--num_devices", num_devices)
                     rate = int(re.findall(r"sessions/s:(\d+)", out)[-1])
                     share = (re.findall(r"communication:(\d+%)", out) or ["-"])[-1]
                     first = first or rate

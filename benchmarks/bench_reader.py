@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -13,10 +12,10 @@ import sys
 import tempfile
 import time
 
-import common  # noqa: F401
+import common
 
 import reader
-from ssr.preparation import sample as make_sample
+from ssr.preparation import sample
 
 NUM_ITEMS = 1000000
 
@@ -45,16 +44,16 @@ def measure(directory):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sessions", type=int, default=10000000)
-    parser.add_argument("--directory", help=argparse.SUPPRESS)  # the process that measures
-    args = parser.parse_args(argv)
+    parser, own_flags, _ = common.parser_and_flags(__doc__, argv)
+    parser.add_argument("--sessions", type=int, default=10000000, help="in all files together")
+    parser.add_argument("--directory", help="of the files: measures in this process")
+    args = parser.parse(own_flags)
     if args.directory:
         return measure(args.directory)
     with tempfile.TemporaryDirectory() as work:
         # Twenty files of the same sessions: to write so many different ones takes minutes.
-        items, offsets = make_sample.make_sessions(args.sessions // 20, NUM_ITEMS, seed=0)
-        make_sample.write_sessions(os.path.join(work, "part-00.txt"), items, offsets)
+        items, offsets = sample.make_sessions(args.sessions // 20, NUM_ITEMS, seed=0)
+        sample.write_sessions(os.path.join(work, "part-00.txt"), items, offsets)
         for part in range(1, 20):
             shutil.copy(os.path.join(work, "part-00.txt"),
                         os.path.join(work, f"part-{part:02d}.txt"))
@@ -65,8 +64,8 @@ def main(argv=None):
         for _ in range(2):
             subprocess.run([sys.executable, os.path.abspath(__file__), "--directory", work],
                            check=True)
-    return 0
+
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,9 +16,9 @@ import numpy as np
 
 
 def main(argv=None):
-    parser, own_flags, train_flags = common.parse_recall_args(__doc__.splitlines()[0], argv)
-    parser.add_argument("--seeds", type=int, default=3)
-    args = parser.parse_args(own_flags)
+    parser, own_flags, train_flags = common.recall_parser_and_flags(__doc__, argv)
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, ...: how many")
+    args = parser.parse(own_flags)
     rows = []
     with tempfile.TemporaryDirectory() as work:
         common.run_script("preprocess.py", "sessions", "--train_files", *args.train_files,
@@ -27,8 +27,8 @@ def main(argv=None):
         print("| seed | recall@20 | mrr@20 | s an epoch |")
         print("|---|---|---|---|")
         for seed in range(args.seeds):
-            out, _, _ = common.run_script("train.py", *paths, "--train_dir", f"{work}/train_data",
-                                          "--print_batch", 1000, "--seed", seed, *train_flags)
+            out, _, _ = common.run_script(*common.TRAIN, *paths, "--train_dir",
+                                          f"{work}/train_data", "--seed", seed, *train_flags)
             epoch, seconds = re.findall(r"epoch:(\d+) num_steps:\d+ time_cost\(s\):(\S+)", out)[-1]
             out, _, _ = common.run_script("infer.py", *paths, "--test_dir", f"{work}/test_data",
                                           "--start_index", epoch, "--last_index", epoch)

@@ -3,11 +3,11 @@
     python benchmarks/bench_serve.py                     # 50,000 items, a trained model, HTTP
     python benchmarks/bench_serve.py --items 1000000     # IVF against the exact search, no HTTP
 
-With 50,000 items a model with content learns sessions of make_sample.py, retrieve.py builds its
-index and serve.py serves it in a process of its own; this process is the client. Connections ask
-for sessions: first each as soon as its last answer is there, which is the most that the server can
-do, then at a given rate, alone and beside others that publish fresh articles and withdraw them and
-ask after each change whether it is seen.
+With 50,000 items a model with content learns sessions like those of the sample, retrieve.py builds
+its index and serve.py serves it in a process of its own; this process is the client. Connections
+ask for sessions: first each as soon as its last answer is there, which is the most that the server
+can do, then at a given rate, alone and beside others that publish fresh articles and withdraw them
+and look after each change whether it is seen.
 
 Above 200,000 items there is no training: vectors of 128 dimensions lie around centres as those of
 a trained model lie around topics. The sizes of the topics fall as 1 / rank; two items of a topic
@@ -17,7 +17,6 @@ offset of its own, as a session's vector is near the items of its clicks and not
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -31,26 +30,32 @@ import time
 import common
 import numpy as np
 
-from ssr.preparation import sample as make_sample
-from ssr.retrieval import builds, store
-from ssr.retrieval.index import Index
+from ssr.preparation import sample
+from ssr.retrieval import Index
+from ssr.retrieval.builds import new_build
+from ssr.retrieval.encoder import Bag
+from ssr.retrieval.items import Row
+from ssr.retrieval.store import Store, create
+from ssr.retrieval.vectors import recall
 
+MOST_TO_TRAIN = 200_000  # items; above there is no model, and no HTTP
 K = 20
 CHECKED = 60  # hits of a query that looks whether a change is seen
 DIM, TOPICS, SPREAD = 128, 5000, 0.9  # of the synthetic vectors; spread: length of the offset
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=int, default=50_000)
-    parser.add_argument("--seconds", type=float, default=20, help="of each load")
-    parser.add_argument("--connections", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=100, help="requests a second, where paced")
-    parser.add_argument("--ivf_above", type=int, default=100_000, help="as of retrieve.py build")
-    parser.add_argument("--changes", type=float, default=100, help="adds, and removes, a second")
-    args = parser.parse_args(argv)
+    parser, own_flags, _ = common.parser_and_flags(__doc__, argv)
+    add = parser.add_argument
+    add("--items", type=int, default=50_000, help="of the index")
+    add("--seconds", type=float, default=20, help="of each load")
+    add("--connections", type=int, default=4, help="that ask, and as many that publish")
+    add("--rate", type=float, default=100, help="requests a second, where paced")
+    add("--ivf_above", type=int, default=100_000, help="as of retrieve.py build")
+    add("--changes", type=float, default=100, help="adds, and removes, a second")
+    args = parser.parse(own_flags)
     with tempfile.TemporaryDirectory() as work:
-        if args.items > 200_000:
+        if args.items > MOST_TO_TRAIN:
             return measure_search(work, args.items)
         sessions = make_index(work, args.items, args.ivf_above)
         print_load(args, work, sessions)
@@ -62,11 +67,10 @@ def main(argv=None):
 
 def make_index(work, num_items, ivf_above):
     """Trains a model with content and builds its index. Returns sessions of raw ids."""
-    make_sample.write_sample(work, num_items, 2 * num_items, 2000, seed=0)
+    sample.write_sample(work, num_items, 2 * num_items, 2000, seed=0)
     data = ["--train_dir", f"{work}/train_data", "--vocab_path", f"{work}/vocab.txt",
             "--item_tokens", f"{work}/item_tokens.txt", "--model_dir", f"{work}/model"]
-    common.run_script("train.py", *data, "--recipe", "strong", "--epochs", 1, "--print_batch",
-                      10 ** 6)
+    common.run_script(*common.TRAIN, *data, "--recipe", "strong", "--epochs", 1)
     common.run_script("retrieve.py", "build", "--index_dir", f"{work}/index", "--items_path",
                       f"{work}/items.txt", "--tokens_path", f"{work}/tokens.txt", "--ivf_above",
                       ivf_above, *data[4:])
@@ -121,7 +125,7 @@ def print_load(args, work, sessions):
                               stdout=subprocess.PIPE)
     try:
         port = int(server.stdout.readline().rsplit(":", 1)[1])
-        headlines = make_sample.make_headlines(args.items, 0)
+        headlines = sample.make_headlines(args.items, 0)
         probes = find_probes(Connection(port), sessions, headlines,
                              CHECKED - args.connections)
         print("| /recommend | requests | a second | p50, ms | p99, ms | max, ms | failed | "
@@ -145,7 +149,7 @@ def find_probes(connection, sessions, headlines, first, wanted=50):
     first: how many; less than CHECKED by what other connections may have published at the time
     """
     probes = []
-    for number, session in enumerate(sessions):
+    for session in sessions:
         headline = headlines[int(session[-1][1:])]
         connection.ask("PUT", "/items/probe", {"text": headline})
         if "probe" in ids_for(connection, session)[:first]:
@@ -154,7 +158,8 @@ def find_probes(connection, sessions, headlines, first, wanted=50):
             break
     connection.ask("DELETE", "/items/probe")
     if len(probes) < 10:
-        raise SystemExit(f"only {len(probes)} of {number + 1} headlines are found by their session")
+        raise SystemExit(f"only {len(probes)} of {len(sessions)} headlines are among the hits for "
+                         "their session")
     return probes
 
 
@@ -234,20 +239,21 @@ def print_parts(path, sessions):
     """Milliseconds of a query, one core, without HTTP."""
     with Index.open(path, writable=True) as index:
         index.warm_up()
-        encoder, opened = index._encoder, index.store
-        found = [opened.find(sorted(set(session))) for session in sessions[:200]]
-        bags = [[known[id].bag for id in session] for session, known in zip(sessions, found)]
-        users = [encoder.sessions([bag]) for bag in bags]
-        keys = [opened.search(user, K)[1][0].tolist() for user in users]
+        encoder, store = index._encoder, index.store
+        known = [store.items.find(sorted(set(session))) for session in sessions[:200]]
+        clicks = [[Bag(items[id].bag) for id in session]
+                  for session, items in zip(sessions, known)]
+        users = [np.stack(encoder.encode_sessions([session])) for session in clicks]
+        keys = [store.search(user, K)[1][0].tolist() for user in users]
         parts = [
-            ("find the clicks", lambda i: opened.find(sorted(set(sessions[i])))),
-            ("encode the session", lambda i: encoder.sessions([bags[i]])),
-            ("search", lambda i: opened.search(users[i], K)),
-            ("fetch the texts", lambda i: opened.texts(keys[i])),
+            ("find the clicks", lambda i: store.items.find(sorted(set(sessions[i])))),
+            ("encode the session", lambda i: encoder.encode_sessions([clicks[i]])),
+            ("search", lambda i: store.search(users[i], K)),
+            ("fetch the texts", lambda i: store.items.get(keys[i])),
             ("all of Index.query", lambda i: index.query(sessions[i], K))]
         print("\n| part | ms |\n|---|---|")
         for name, part in parts:
-            seconds = common.timed(lambda: [part(i) for i in range(len(bags))], 1) / len(bags)
+            seconds = common.timed(lambda: [part(i) for i in range(len(clicks))], 1) / len(clicks)
             print(f"| {name} | {seconds * 1e3:.3f} |")
 
 
@@ -282,46 +288,43 @@ def measure_search(work, count):
     begin = time.time()
     vectors, queries = make_vectors(count, 2200)
     bag = np.zeros(1, np.int32)
-    rows = (store.Row(f"n{i}", f"text {i}", bag, vector) for i, vector in enumerate(vectors))
+    rows = (Row(f"n{i}", f"text {i}", bag, vector) for i, vector in enumerate(vectors))
     path = os.path.join(work, "index")
-    with builds.new_build(path) as directory:
-        store.create(directory, DIM, rows, {}, queries[:200])
+    with new_build(path) as directory:
+        create(directory, DIM, rows, {}, queries[:200])
     built, begin = time.time() - begin, time.time()
-    with store.Store(path, writable=True) as opened:
-        opening, asked = time.time() - begin, queries[200:]
-        times, found = [], []
-        for query in asked:
-            begin = time.perf_counter()
-            found.append(opened.search(query[None], K)[1][0])
-            times.append(time.perf_counter() - begin)
-        wanted = np.concatenate([exact(vectors, asked[i:i + 10]) for i in range(0, 1000, 10)])
-        recall = store.recall(np.array(found[:1000]) - 1, wanted)  # keys begin at 1
-        index = opened._vectors.index
-        p50, p99 = np.percentile(times, [50, 99]) * 1e3
-        begin = time.perf_counter()
-        for i in range(200):
-            opened.put([store.Row(f"n{i}", "changed", bag, vectors[i + 1])])
-        put = (time.perf_counter() - begin) / 200
-        begin = time.perf_counter()
-        opened.size()
-        size = time.perf_counter() - begin
-        begin = time.perf_counter()
-        _, complete = opened.browse(["no such text"], K)
-        browse = time.perf_counter() - begin
+    with Store(path, writable=True) as store:
+        opening, queries = time.time() - begin, queries[200:]
+        milliseconds, hits = zip(*(timed(store.search, query[None], K) for query in queries))
+        hits = np.array([keys[0] for _, keys in hits[:1000]]) - 1  # keys begin at 1
+        wanted = np.concatenate([exact(vectors, queries[i:i + 10]) for i in range(0, 1000, 10)])
+        p50, p99 = np.percentile(milliseconds, [50, 99])
+        changes = [timed(store.put, [Row(f"n{i}", "changed", bag, vectors[i + 1])])[0]
+                   for i in range(200)]
+        size, _ = timed(store.size)
+        browse, (_, complete) = timed(store.items.browse, ["no such text"], K)
+        settings = store.search_settings()
     print("| items | lists | looked into | recall@20 | ms a query | p50 | p99 | a change, ms | "
           "build, s | open, s | MB, opened |\n|" + "---|" * 11)
-    print(f"| {count} | {index.nlist} | {index.nprobe} | {recall:.4f} | {np.mean(times) * 1e3:.2f} "
-          f"| {p50:.2f} | {p99:.2f} | {put * 1e3:.2f} | {built:.0f} | {opening:.1f} "
-          f"| {memory_of(path)} |")
-    print(f"\nthe size in {size * 1e3:.2f} ms; a search of the texts that finds nothing in "
-          f"{browse * 1e3:.0f} ms, {'all' if complete else 'not all'} looked at")
+    print(f"| {count} | {settings.get('nlist', '-')} | {settings.get('nprobe', '-')} "
+          f"| {recall(hits, wanted):.4f} | {np.mean(milliseconds):.2f} | {p50:.2f} | {p99:.2f} "
+          f"| {np.mean(changes):.2f} | {built:.0f} | {opening:.1f} | {memory_of(path)} |")
+    print(f"\nthe size in {size:.2f} ms; a search of the texts that finds nothing in "
+          f"{browse:.0f} ms, {'all' if complete else 'not all'} looked at")
+
+
+def timed(function, *args):
+    """(milliseconds of a call, what it returns)"""
+    begin = time.perf_counter()
+    result = function(*args)
+    return (time.perf_counter() - begin) * 1e3, result
 
 
 def memory_of(path):
     """The peak of a process that opens an index, in MB, all imports included."""
     # Not getrusage: its peak begins with that of the process that this one was made by.
-    code = (f"import sys; sys.path.insert(0, {common.ROOT!r}); import utils, store; "
-            f"store.Store({path!r}); print(open('/proc/self/status').read())")
+    code = (f"import sys; sys.path.insert(0, {common.ROOT!r}); import ssr.retrieval.index as i; "
+            f"i.Store({path!r}); print(open('/proc/self/status').read())")
     status = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True,
                             text=True).stdout
     return int(status.split("VmHWM:")[1].split()[0]) // 1024

@@ -7,20 +7,19 @@ Whatever follows -- goes to train.py.
 
 from __future__ import annotations
 
-import sys
+import itertools
 import time
 
 import common
-from paddle import profiler
 
 import reader
-import train
 from ssr.runtime import paddle
+from ssr.training.loop import epoch_batches
 
-STEPS = 200
+WARM_UP = 20  # steps that are not counted
 
 
-def phases(batches, model, loss, optimizer):
+def phases(batches, training, num_steps):
     """Milliseconds a step of each phase."""
     seconds = {}
     last = time.perf_counter()
@@ -30,51 +29,52 @@ def phases(batches, model, loss, optimizer):
         now = time.perf_counter()
         seconds[name] = seconds.get(name, 0.0) + now - last
         last = now
-    for number in range(-20, STEPS):  # the first ones warm up
+    for number in range(-WARM_UP, num_steps):
         if number == 0:
             seconds.clear()
         batch = next(batches)
         lap("batch")
-        emb = model.embed(batch.ids())
+        emb = training.model.embed(batch.rows())
         lap("look-up")
-        towers = model.towers(emb, batch)
+        towers = training.model.towers(emb, batch)
         lap("towers")
-        mean = paddle.mean(loss(towers, batch)[0])
+        mean = paddle.mean(training.loss(towers, batch)[0])
         lap("loss")
         mean.backward()
         lap("backward")
-        optimizer.step()
-        optimizer.clear_grad()
+        training.optimizer.step()
+        training.optimizer.clear_grad()
         lap("optimizer")
-    return {name: 1000 * value / STEPS for name, value in seconds.items()}
+    return {name: 1000 * value / num_steps for name, value in seconds.items()}
 
 
-def main(argv=None):
-    parser, own_flags, train_flags = common.parser_and_flags(__doc__.splitlines()[0], argv)
-    parser.add_argument("--train_dir", default="train_data")
-    parser.add_argument("--vocab_path", default="vocab.txt")
-    own = parser.parse_args(own_flags)
-    args, _ = train.parse_args(train_flags)
-    dataset = reader.construct_train_data(own.train_dir, own.vocab_path)
-    model, optimizer = train.build(args, dataset.item_clicks())
-    loss, negatives = train.build_objective(args, dataset)
-
-    def endless():
-        for epoch in range(1, sys.maxsize):
-            yield from train.epoch_batches(dataset, args, epoch, negatives)[0]
-    batches = endless()
-    found = phases(batches, model, loss, optimizer)
-    print("| phase | ms a step |\n|---|---|")
-    for name, value in [*found.items(), ("all", sum(found.values()))]:
-        print(f"| {name} | {value:.2f} |")
+def print_operations(batches, training, num_steps):
+    profiler = paddle.profiler
     # Left to itself the profiler writes a trace of some megabytes to the directory it runs in.
     with profiler.Profiler(targets=[profiler.ProfilerTarget.CPU],
                            on_trace_ready=lambda _: None) as profile:
-        for batch, _ in zip(batches, range(50)):
-            paddle.mean(loss(model(batch), batch)[0]).backward()
-            optimizer.step()
-            optimizer.clear_grad()
+        for batch in itertools.islice(batches, num_steps):
+            paddle.mean(training.loss(training.model(batch), batch)[0]).backward()
+            training.optimizer.step()
+            training.optimizer.clear_grad()
     profile.summary(sorted_by=profiler.SortedKeys.CPUTotal, op_detail=False)
+
+
+def main(argv=None):
+    parser, own_flags, train_flags = common.parser_and_flags(__doc__, argv)
+    parser.add_argument("--train_dir", default="train_data", help="directory of session files")
+    parser.add_argument("--vocab_path", default="vocab.txt", help="of these sessions")
+    parser.add_argument("--num_steps", type=int, default=200, help="steps to measure")
+    args = parser.parse(own_flags)
+    dataset = reader.construct_train_data(args.train_dir, args.vocab_path)
+    training = common.make_training(dataset, train_flags)
+    batches = itertools.chain.from_iterable(
+        epoch_batches(training.run, training.negatives, epoch)[0] for epoch in itertools.count(1))
+    milliseconds = phases(batches, training, args.num_steps)
+    print("| phase | ms a step |\n|---|---|")
+    for name, value in [*milliseconds.items(), ("all", sum(milliseconds.values()))]:
+        print(f"| {name} | {value:.2f} |")
+    print_operations(batches, training, min(50, args.num_steps))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ weights as they are. Whatever follows -- goes to train.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -29,15 +30,14 @@ def split(args, work):
     begins -= round(args.fit_hours * 3600)
     paths = {f"{part}_{kind}": os.path.join(work, f"{part}_{kind}")
              for part in ("train", "test") for kind in ("files", "times")}
-    out = {name: open(path, "wb") for name, path in paths.items()}
-    for files, times in zip(args.train_files, args.train_times):
-        with open(files, "rb") as f, open(times, "rb") as t:
-            for session, line in zip(f, t):
-                part = "test" if int(line.split()[0]) >= begins else "train"
-                out[f"{part}_files"].write(session)
-                out[f"{part}_times"].write(line)
-    for file in out.values():
-        file.close()
+    with contextlib.ExitStack() as stack:
+        out = {name: stack.enter_context(open(path, "wb")) for name, path in paths.items()}
+        for files, times in zip(args.train_files, args.train_times):
+            with open(files, "rb") as f, open(times, "rb") as t:
+                for session, line in zip(f, t):
+                    part = "test" if int(line.split()[0]) >= begins else "train"
+                    out[f"{part}_files"].write(session)
+                    out[f"{part}_times"].write(line)
     return {name: [path] for name, path in paths.items()}
 
 
@@ -46,8 +46,8 @@ def prepare(files, work, train_flags):
     flags = [flag for name, paths in files.items() for flag in (f"--{name}", *paths)]
     common.run_script("preprocess.py", "sessions", *flags, "--output_dir", work)
     paths = ["--vocab_path", f"{work}/vocab.txt", "--model_dir", f"{work}/model"]
-    _, seconds, _ = common.run_script("train.py", *paths, "--train_dir", f"{work}/train_data",
-                                      "--print_batch", 10000, *train_flags)
+    _, seconds, _ = common.run_script(*common.TRAIN, *paths, "--train_dir", f"{work}/train_data",
+                                      *train_flags)
     return [*paths, "--test_dir", f"{work}/test_data", "--times", f"{work}/test_times",
             "--warm_dir", f"{work}/train_data", "--warm_times", f"{work}/train_times"], seconds
 
@@ -69,13 +69,19 @@ def print_rows(out, names):
 
 
 def main(argv=None):
-    parser, own_flags, train_flags = common.parser_and_flags(__doc__.splitlines()[0], argv)
-    for name in ("train_files", "train_times", "test_files", "test_times"):
-        parser.add_argument(f"--{name}", nargs="+", required=True)
-    parser.add_argument("--fit_hours", type=float, default=24)
-    parser.add_argument("--ablation", action="store_true")
-    parser.add_argument("--keep", help="also copy parameters, table and plot to this directory")
-    args = parser.parse_args(own_flags)
+    parser, own_flags, train_flags = common.parser_and_flags(__doc__, argv)
+    add = parser.add_argument
+    for part in ("train", "test"):
+        add(f"--{part}_files", nargs="+", required=True,
+            help="a session a line, raw ids with white space between")
+        add(f"--{part}_times", nargs="+", required=True,
+            help="the times of their clicks, in whole seconds")
+    add("--fit_hours", type=float, default=24,
+        help="how long the parameters are fitted on, before the first click of the test files")
+    add("--ablation", action="store_true",
+        help="replay again with each part of the score switched off")
+    add("--keep", help="also copy parameters, table and plot to this directory")
+    args = parser.parse(own_flags)
     with tempfile.TemporaryDirectory() as work:
         day, _ = prepare(split(args, work), os.path.join(work, "fit"), train_flags)
         test, seconds = prepare({name: getattr(args, name) for name in (

@@ -1,52 +1,88 @@
-"""What the benchmarks share. Import it first: it puts the scripts on the path and sets the
-environment before numpy and Paddle are loaded."""
+"""What the benchmarks share. Import it first: it puts the project on the path."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from typing import Any, NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import utils  # noqa: F401
+from ssr.commands import Parser  # noqa: E402
+
+# Each training of a benchmark replaces the one before.
+TRAIN = ("train.py", "--print_batch", 10 ** 6, "--overwrite")
 
 
 def run_script(script, *flags):
-    """Runs a script of the project in a process of its own.
+    """Runs a command of the project in a process of its own.
 
     Returns (its standard output, seconds, peak memory in bytes); ends the benchmark if it fails.
     """
+    command = [sys.executable, os.path.join(ROOT, script), *map(str, flags)]
     begin = time.time()
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, script), *map(str, flags)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    out, err = process.stdout, process.stderr
-    text = out.read()  # both scripts log little to standard error, far below a pipe's size
-    errors = err.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{script} failed:\n{errors}")
-    return text, time.time() - begin, usage.ru_maxrss * 1024
+    # To a file: a pipe that nobody reads yet takes 64 KB, and then the process waits.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        with process.stdout:
+            out = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)  # as wait(), with the memory of this process
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{script} failed:\n{errors.read()}")
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return out, time.time() - begin, peak
 
 
-def parser_and_flags(description, argv=None):
-    """(parser to add flags to, flags for it, flags for train.py), the latter behind a -- of their
-    own."""
+def parser_and_flags(doc, argv=None):
+    """(parser to add flags to, flags for it, flags for train.py), the latter those behind a --.
+
+    doc: of the benchmark; its first paragraph describes it in the help
+    """
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
-    return argparse.ArgumentParser(description=description), argv[:cut], argv[cut + 1:]
+    return Parser(doc.split("\n\n")[0]), argv[:cut], argv[cut + 1:]
 
 
-def parse_recall_args(description, argv=None):
+def recall_parser_and_flags(doc, argv=None):
     """For benchmarks of recall, which take files: as parser_and_flags."""
-    parser, own_flags, train_flags = parser_and_flags(description, argv)
-    parser.add_argument("--train_files", nargs="+", required=True)
-    parser.add_argument("--test_files", nargs="+", required=True)
+    parser, own_flags, train_flags = parser_and_flags(doc, argv)
+    parser.add_argument("--train_files", nargs="+", required=True,
+                        help="a session a line, raw ids with white space between")
+    parser.add_argument("--test_files", nargs="+", required=True, help="likewise")
     return parser, own_flags, train_flags
+
+
+class Training(NamedTuple):
+    """What train.py makes of its flags, ready for a step. run: ssr.training.start.Run"""
+
+    run: Any
+    model: Any
+    optimizer: Any
+    loss: Any
+    negatives: Any
+
+
+def make_training(dataset, train_flags):
+    """A Training of a reader.YoochooseDataset. train_flags: as train.py takes them"""
+    import train
+    from ssr.runtime import paddle
+    from ssr.training.building import build, build_objective
+    from ssr.training.settings import merge
+    from ssr.training.start import Run
+
+    args = train.parse_args(list(map(str, train_flags)))
+    settings, clicks = merge(args.given), dataset.item_clicks()
+    with paddle.utils.unique_name.guard():
+        model, optimizer = build(settings, clicks)
+    loss, negatives = build_objective(settings, dataset)
+    return Training(Run(settings, dataset, None, clicks, None, {}, 0, None), model, optimizer, loss,
+                    negatives)
 
 
 def timed(function, repeats):

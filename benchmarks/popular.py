@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import argparse
-
-import common  # noqa: F401
+import common
 import numpy as np
 
 import reader
@@ -25,11 +23,11 @@ def popularity_ranks(train, test):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train_dir", default="train_data")
-    parser.add_argument("--test_dir", default="test_data")
-    parser.add_argument("--vocab_path", default="vocab.txt")
-    args = parser.parse_args(argv)
+    parser, own_flags, _ = common.parser_and_flags(__doc__, argv)
+    parser.add_argument("--train_dir", default="train_data", help="directory of session files")
+    parser.add_argument("--test_dir", default="test_data", help="likewise")
+    parser.add_argument("--vocab_path", default="vocab.txt", help="of these sessions")
+    args = parser.parse(own_flags)
     train = reader.construct_train_data(args.train_dir, args.vocab_path)
     test = reader.construct_test_data(args.test_dir, args.vocab_path)
     recall, mrr = utils.recall_mrr(popularity_ranks(train, test), 20)
