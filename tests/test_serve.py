@@ -1,11 +1,14 @@
 """The server: what it answers, what it refuses, what survives it, and its page in a browser."""
 
+import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import retrieve
+import serve
 import train
 from ssr.errors import StoreError
 from ssr.news.stream import Scoring
-from ssr.retrieval import Index
+from ssr.retrieval import Index, clicks
 from ssr.service.app import make_app
 from ssr.service.limits import Limits
 
@@ -128,7 +132,7 @@ def browse(client, **query):
 
 def test_items_are_found_by_their_text_and_id(client):
     everything = browse(client, limit=50)
-    assert len(everything) == client.index.store.size()[1] or len(everything) == 50
+    assert len(everything) == client.index.size()[1] or len(everything) == 50
     word, other = everything[0]["text"].split()[:2]
     found = browse(client, search=f"{word.upper()} {other}", limit=50)
     assert found and all(word in item["text"] and other in item["text"] for item in found)
@@ -150,9 +154,9 @@ def test_what_changed_last_is_listed_first(client):
 
 
 def test_browsing_ends_in_time(client):
-    found, complete = client.index.store.items.browse(["a"], 1000, seconds=-1)
+    found, complete = client.index.browse(["a"], 1000, seconds=-1)
     # SQLite looks at the clock after some thousand steps: what it has found by then is kept.
-    assert complete or len(found) < client.index.store.size()[1]
+    assert complete or len(found) < client.index.size()[1]
 
 
 def test_health_and_description(client):
@@ -170,8 +174,8 @@ def test_metrics(client):
     client.delete("/items/nobody")
     client.request("BREW", "/items")
     client.get("/nowhere")
-    items, candidates = client.index.store.size()
-    counts = client.index.store.items.counts()
+    items, candidates = client.index.size()
+    counts = client.index.counts()
     assert (items, candidates) == (counts["items"], counts["candidates"])
     lines = client.get("/metrics").text.splitlines()
     for line in ('ssr_requests_total{method="POST",route="/recommend",status="200"} 1.0',
@@ -194,7 +198,7 @@ def test_an_item_is_removed_and_comes_back(client):
     assert problem_of(client.delete(f"/items/{best['id']}"), 404)[0] == "path/id"
     added = client.put(f"/items/{best['id']}", json={"text": "回来了"})
     assert added.json() == {"new": 1, "replaced": 0, "without_vector": []}
-    assert client.index.store.size()[1] == client.index.store.items.counts()["candidates"]
+    assert client.index.size()[1] == client.index.counts()["candidates"]
     again = recommend(client, "n0015", k=50)["hits"]
     assert "回来了" in [hit["text"] for hit in again]
     assert client.put(f"/items/{best['id']}", json={"text": "b"}).json()["replaced"] == 1
@@ -206,10 +210,10 @@ def test_batches_are_written_as_a_whole(client):
     assert removed == {"removed": 2, "unknown": ["nobody"]}
     added = client.put("/items", json=[{"id": first, "text": "a"}, {"id": second, "text": "b"}])
     assert added.json() == {"new": 2, "replaced": 0, "without_vector": []}
-    change = client.index.store.change
+    change = client.index.change
     bad = [{"id": first, "text": "c"}, {"id": "a\tb", "text": ""}]
     assert problem_of(client.put("/items", json=bad), 422)[0] == "body/1/id"
-    assert client.index.store.change == change
+    assert client.index.change == change
 
 
 @content_only
@@ -290,6 +294,70 @@ def test_what_no_click_can_be(live_client):
     assert recommend(live_client)["hits"] == []
 
 
+def metric(client, name):
+    """The number behind a name in /metrics."""
+    lines = client.get("/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith(name + " ")).split()[1])
+
+
+@ids_only
+def test_a_time_may_lag_and_never_leads(live_client):
+    client = live_client
+    for number in range(100):
+        click = {"session": f"s{number}", "item": "n0015"}
+        assert client.post("/clicks", json=click).status_code == 200
+    for session in ("x", "y"):
+        ahead = {"session": session, "item": "n0003", "time": time.time() + 86340}
+        assert client.post("/clicks", json=ahead).json() == {"clicks": 1}
+    # The clock of two clients evicts nothing and lifts nothing.
+    assert ids_of(recommend(client, k=2)) == ["n0015", "n0003"]
+    assert metric(client, "ssr_clicks_ahead_total") == 2
+
+    age = client.get("/healthz").json()["candidate_age"]
+    late = {"session": "z", "item": "n0001", "time": time.time() - age + 60}
+    assert client.post("/clicks", json=late).json() == {"clicks": 1}
+    for long_ago in (0, time.time() - age - 60):
+        click = {"session": "z", "item": "n0004", "time": long_ago}
+        assert "too long ago" in problem_of(client.post("/clicks", json=click), 422)[1]
+    # Of a batch with such a click nothing is taken.
+    batch = [{"session": "z", "item": "n0005"}, click]
+    assert problem_of(client.post("/clicks/batch", json=batch), 422)[0] == "body"
+    assert set(ids_of(recommend(client, k=9))) == {"n0015", "n0003", "n0001"}
+
+
+@ids_only
+def test_clicks_wait_for_a_locked_disk_and_are_refused_when_too_many_do(
+        index_dir, live_client, monkeypatch, caplog):
+    """Another process holds the database: what is acknowledged meanwhile is there in the end."""
+    client, taken = live_client, 0
+    monkeypatch.setattr(clicks, "MAX_BACKLOG", 20)
+    assert client.get("/healthz").json()["click_backlog"] == 0
+    with contextlib.closing(sqlite3.connect(index_dir / "clicks.sqlite",
+                                            isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for number in range(30):
+            response = client.post("/clicks", json={"session": f"s{number}", "item": "n0015"})
+            if response.status_code == 503:
+                break
+            taken += response.json()["clicks"]
+        assert 0 < taken < 30
+        for _ in range(20):
+            refused = client.post("/clicks", json={"session": "late", "item": "n0003"})
+            assert "wait" in problem_of(refused, 503)[1]
+        assert client.get("/healthz").json()["click_backlog"] == taken
+        assert metric(client, "ssr_click_backlog") == taken
+        assert len([record for record in caplog.records if "wait" in record.message]) < 5
+        other.execute("ROLLBACK")
+    deadline = time.monotonic() + 30
+    while client.get("/healthz").json()["click_backlog"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with contextlib.closing(sqlite3.connect(index_dir / "clicks.sqlite")) as other:
+        items = [item for item, in other.execute("SELECT item FROM clicks")]
+    assert items == ["n0015"] * taken
+    assert client.post("/clicks", json={"session": "z", "item": "n0003"}).status_code == 200
+
+
 def test_an_index_that_is_not_live_takes_no_clicks(client):
     assert client.post("/clicks", json={"session": "a", "item": "n0001"}).status_code == 404
 
@@ -361,6 +429,72 @@ def test_limits_of_batches(client):
         assert problem_of(client.request(method, path, json=body), 422)[0] == field
 
 
+def test_a_text_is_bounded(index_dir):
+    with Index.open(str(index_dir), writable=True) as index:
+        with TestClient(make_app(index, LIMITS._replace(max_text=30))) as client:
+            assert client.put("/items/n0001", json={"text": "字" * 10}).status_code == 200
+            long = {"text": "字" * 10 + "a"}
+            where, message = problem_of(client.put("/items/n0001", json=long), 422)
+            assert where == "body/text" and "31 bytes in UTF-8, at most 30" in message
+            batch = [{"id": "n0001"}, {"id": "n0002", **long}]
+            assert problem_of(client.put("/items", json=batch), 422)[0] == "body/1/text"
+            assert "字字" in str(browse(client, search="n0001"))
+
+
+def test_an_answer_is_bounded(index_dir):
+    with Index.open(str(index_dir), writable=True) as index:
+        one = json.dumps(recommend(TestClient(make_app(index, LIMITS)), "n0015", k=9),
+                         ensure_ascii=False, separators=(",", ":"))
+        limit = len(one.encode()) * 2 + len('{"answers":[,]}')
+        app = make_app(index, LIMITS._replace(max_answer=limit))
+        with TestClient(app) as client:
+            def batch(number):
+                return client.post("/recommend/batch",
+                                   json={"sessions": [["n0015"]] * number, "k": 9})
+
+            assert len(batch(2).content) == limit
+            assert f"more than {limit} bytes" in problem_of(batch(3), 422)[1]
+            assert batch(1).status_code == batch(0).status_code == 200
+            assert problem_of(client.post("/recommend", json={"session": ["n0015"], "k": 50}),
+                              422)[0] == "body"
+            assert problem_of(client.get("/items", params={"limit": 50}), 422)[0] == "query"
+
+
+@pytest.mark.slow
+@ids_only
+def test_a_batch_over_long_articles_stays_within_bounds(index_dir):
+    """Articles of a megabyte, as versions that did not bound a text have taken them."""
+    with Index.open(str(index_dir), writable=True) as index:
+        ids = [hit.id for hit in index.query(["n0015"], 40).hits]
+    with contextlib.closing(sqlite3.connect(
+            find_database(index_dir), isolation_level=None)) as db:
+        for id in ids:
+            db.execute("UPDATE items SET text = ?, checksum = NULL WHERE id = ?",
+                       (id[-1] * 10 ** 6, id))
+    server = Server(index_dir)
+    try:
+        before = peak_memory(server)
+        response = server.client.post("/recommend/batch", timeout=60, json={
+            "sessions": [["n0015"]] * 256, "k": 20})
+        assert "more than 16777216 bytes" in problem_of(response, 422)[1]
+        assert peak_memory(server) - before < 200e6
+        assert len(recommend(server.client, "n0015", k=10)["hits"]) == 10
+    finally:
+        assert server.end()[0] == 0
+
+
+def find_database(index_dir):
+    """The path of the items of an index."""
+    path, = index_dir.glob("**/items.sqlite")
+    return path
+
+
+def peak_memory(server):
+    """In bytes."""
+    with open(f"/proc/{server.process.pid}/status", encoding="utf-8") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM"))
+
+
 def test_long_bodies_are_refused_announced_or_not(client):
     body = b'{"session": ["' + b"a" * 20_000 + b'"]}'
     headers = {"Content-Type": "application/json"}
@@ -393,6 +527,38 @@ def test_a_page_of_another_site_cannot_write(client, kind):
     response = client.post("/items/delete", content=b'["n0001"]',
                            headers={} if kind is None else {"Content-Type": kind})
     assert problem_of(response, 415)[0] == "header/content-type"
+
+
+@pytest.mark.parametrize("host, status", [
+    ("localhost", 200), ("LocalHost:8000", 200), ("a.localhost:1", 200), ("127.0.0.1:8000", 200),
+    ("[::1]:8000", 200), ("[::1]", 200), ("192.168.1.5", 200), ("news.example.com", 200),
+    ("evil.example", 421), ("evil.example:8000", 421), ("localhost.evil.example", 421),
+    ("news.example.com.evil.example", 421), ("127.0.0.1.evil.example", 421),
+    ("evil.example:localhost", 421), ("localhost@evil.example", 421), ("", 421), ("[::1", 421),
+    ("xlocalhost", 421), ("\xff", 421)])
+def test_only_hosts_that_are_served(client, host, status):
+    """A page whose own name leads here (DNS rebinding) can neither write nor read."""
+    app = make_app(client.index, LIMITS, allowed_hosts=["localhost", "*.localhost",
+                                                        "News.example.com"])
+    with TestClient(app) as guarded:
+        for method, path, body in (("POST", "/recommend", {"session": []}), ("GET", "/", None),
+                                   ("GET", "/metrics", None), ("PUT", "/items", [])):
+            response = guarded.request(method, path, json=body, headers={"Host": host.encode()})
+            assert response.status_code == status
+            if status != 200:
+                assert problem_of(response, 421)[0] == "header/host"
+
+
+def test_hosts_by_default():
+    def hosts(*argv):
+        args = serve.make_parser().parse(argv)
+        args.token = args.token or ""
+        return set(serve.hosts_of(args))
+
+    assert hosts() == {"localhost", "*.localhost", "127.0.0.1"}
+    assert hosts("--host", "news") == {"localhost", "*.localhost", "news"}
+    assert hosts("--token", "secret") == set()  # what another page lacks is the token
+    assert hosts("--token", "secret", "--allowed_hosts", "a", "b") == {"a", "b"}
 
 
 JSON = st.recursive(
@@ -456,11 +622,14 @@ def test_page_allows_nothing_but_itself(client):
 class Server:
     """serve.py in a process of its own."""
 
-    def __init__(self, index_dir, *flags, **environment):
+    def __init__(self, index_dir, *flags, files=None, **environment):
+        """files: how many it may have open"""
         self.process = subprocess.Popen(
             [sys.executable, os.path.join(ROOT, "serve.py"), "--index_dir", str(index_dir),
              "--port", "0", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "SSR_TOKEN": "", **environment})
+            env={**os.environ, "SSR_TOKEN": "", **environment},
+            preexec_fn=files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE,
+                                                             (files, files))))
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
         self.url = line.split(" on ")[1].strip()
@@ -598,12 +767,152 @@ def test_chunked_body_over_a_socket(server):
     """Without a length, and without an end: refused once it is too long."""
     host, port = server.url.split("//")[1].split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
-                           b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                           b"application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(20):
             connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
     assert recommend(server.client, "n0015")["hits"]
+
+
+def connect(server):
+    host, port = server.url.split("//")[1].split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def is_ended(connection, seconds):
+    """Whether the server ends the connection within so many seconds."""
+    connection.settimeout(seconds)
+    try:
+        while connection.recv(1 << 16):
+            pass
+        return True
+    except ConnectionError:
+        return True
+    except socket.timeout:
+        return False
+
+
+@pytest.mark.slow
+@ids_only
+def test_silent_connections_do_not_stop_it(index_dir):
+    """More of them than files that it may open."""
+    server = Server(index_dir, "--timeout", "3", files=1024)
+    connections = []
+    try:
+        for _ in range(1100):
+            connections.append(connect(server))
+        # One too many is told so at once.
+        refused = connections[-1].recv(100)
+        assert refused.startswith(b"HTTP/1.1 503") or not refused
+        time.sleep(4.5)
+        assert recommend(server.client, "n0015")["hits"]
+        assert metric(server.client, "ssr_connections") < 10
+        assert metric(server.client, "ssr_connections_refused_total") == 1100 - 512
+        assert is_ended(connections[0], 1)
+    finally:
+        for connection in connections:
+            connection.close()
+        code, errors = server.end()
+    assert code == 0 and len(errors) < 1000 and "512 connections are open" in errors
+
+
+@pytest.mark.slow
+@ids_only
+def test_slow_clients_are_not_waited_for(index_dir):
+    """Those that send nothing, half a head, half a body, either of them bit by bit, or that do not
+    read their answer."""
+    server = Server(index_dir, "--timeout", "2")
+    head = (b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000\r\n")
+    try:
+        slow = [connect(server) for _ in range(6)]
+        silent, half_head, half_body, dripping_head, dripping_body, after_an_answer = slow
+        half_head.sendall(head)
+        half_body.sendall(head + b"\r\n{")
+        dripping_body.sendall(head + b"\r\n")
+        dripping_head.sendall(b"GET /healthz HTTP/1.1\r\nX-Header: ")
+        after_an_answer.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert after_an_answer.recv(100).startswith(b"HTTP/1.1 200")
+        after_an_answer.sendall(b"GET /healthz HTTP/1.1\r\n")
+        begin = time.monotonic()
+        while time.monotonic() < begin + 4.5:
+            for connection in (dripping_head, dripping_body):
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(b" ")
+            time.sleep(0.1)
+        assert all(is_ended(connection, 0.5) for connection in slow)
+        assert metric(server.client, "ssr_connections") == 1
+        # A client that takes its time is not slow.
+        with connect(server) as patient:
+            for part in (head, b"\r\n", b'{"session": []', b" " * 985 + b"}"):
+                patient.sendall(part)
+                time.sleep(0.4)
+            assert patient.recv(100).startswith(b"HTTP/1.1 200")
+    finally:
+        assert server.end() == (0, "")
+
+
+@pytest.mark.slow
+@ids_only
+def test_half_a_body_changes_nothing(server, index_dir):
+    """Even if it could be taken for a whole one."""
+    id = list_ids(index_dir)[0]
+    body = json.dumps([id]).encode()
+    with connect(server) as connection:
+        connection.sendall(b"POST /items/delete HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                           b"application/json\r\nContent-Length: 1000\r\n\r\n" + body)
+        time.sleep(0.3)
+    time.sleep(0.3)
+    assert server.client.get("/healthz").json()["change"] == 1
+    assert [item["id"] for item in browse(server.client, search=id)] == [id]
+    assert server.end() == (0, "")
+
+
+@pytest.mark.slow
+@ids_only
+def test_an_answer_that_nobody_reads_is_given_up(index_dir):
+    ids = list_ids(index_dir)
+    server = Server(index_dir, "--timeout", "2")
+    try:
+        server.client.put("/items", json=[{"id": id, "text": "x" * 10_000} for id in ids])
+        body = json.dumps({"sessions": [ids[:1]] * 40, "k": 30}).encode()
+        with connect(server) as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.sendall(b"POST /recommend/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                         b"application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            assert deaf.recv(1) == b"H"
+            time.sleep(4.5)
+            assert metric(server.client, "ssr_connections") == 1
+    finally:
+        assert server.end() == (0, "")
+
+
+def list_ids(index_dir):
+    with Index.open(str(index_dir)) as index:
+        return [hit.id for hit in index.query(["n0015"], 50).hits]
+
+
+@pytest.mark.slow
+@ids_only
+def test_too_few_files_for_the_connections(index_dir):
+    ended = run_serve("--index_dir", index_dir, "--port", 0, "--max_connections", 10 ** 9)
+    assert ended.returncode == 1
+    assert "--max_connections may be" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+@ids_only
+def test_another_name_is_refused_by_a_server_without_a_token(index_dir):
+    for token, status in (("", 421), ("secret", 200)):
+        server = Server(index_dir, SSR_TOKEN=token)
+        try:
+            response = server.client.post("/recommend", json={"session": ["n0015"]},
+                                          headers={"Host": "evil.example"})
+            assert response.status_code == status
+            assert recommend(server.client, "n0015")["hits"]
+        finally:
+            assert server.end()[0] == 0
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -718,6 +1027,13 @@ def test_clicks_on_the_page_of_a_live_index(index_dir, browser):
         page.press("#title", "Enter")
         expect(page.locator("#published")).to_contain_text("Published as fresh")
         expect(page.locator("#hits .id").first).to_have_text("fresh")
+        # What is read now comes first; what is only similar says so, with its own kind of score.
+        hits = recommend(server.client, "n0015", k=10)["hits"]
+        assert [hit["source"] for hit in hits] == ["live"] + ["nearest"] * 9
+        expect(page.locator("#hits .tag", has_text="similar")).to_have_count(9)
+        expect(page.locator("#hits .score").first).to_have_text(f"{hits[0]['score']:.3f}")
+        expect(page.locator("#hits .score").nth(1)).to_have_text(f"cosine {hits[1]['score']:.3f}")
+        expect(page.locator("#hits .bar")).to_have_count(9)
         page.click("#clear")
         expect(page.locator("#answer")).to_contain_text("What is read now")
     finally:

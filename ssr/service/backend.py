@@ -51,7 +51,8 @@ class Backend:
         return await self._run(self._batches, self._answer_many, sessions, k, exclude_session)
 
     def _answer_many(self, sessions, k, exclude_session):
-        answers, size, start = [], len('{"answers":[]}'), 0
+        answers, start = [], 0
+        size = len('{"answers":[]')  # of the answer so far; a comma or a brace follows each part
         while start < len(sessions):
             # No more than should fit into an answer: most of what is in memory is the hits' texts.
             hits = min(HITS_AT_A_TIME, self.limits.max_answer // self._hit_size)
