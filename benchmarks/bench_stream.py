@@ -56,14 +56,19 @@ def figures(out):
     """{(method, labels): (recall, mrr)} and {method: clicks/s} from what was printed."""
     lines = re.findall(r"^(\w+) +(\w+) +queries:\d+ recall@20:(\S+) mrr@20:(\S+)", out, re.M)
     rates = re.findall(r"^(\w+) +all .* clicks/s:(\d+)", out, re.M)
-    return {(name, part): (float(r), float(m)) for name, part, r, m in lines}, dict(rates)
+    return {(name, part): (_number(recall), _number(mrr)) for name, part, recall, mrr in lines}, \
+        dict(rates)
+
+
+def _number(text):
+    return float("nan") if text == "n/a" else float(text)
 
 
 def print_rows(out, names):
     """A row for each method; names: {method: what to call it}"""
-    found, rates = figures(out)
+    metrics, rates = figures(out)
     for method, name in names.items():
-        parts = (found[method, part] for part in ("all", "known", "unknown"))
+        parts = (metrics[method, part] for part in ("all", "known", "unknown"))
         print(f"| {name} |", " | ".join("%.1f / %.1f" % (100 * r, 100 * m) for r, m in parts),
               f"| {int(rates[method]):,} |", flush=True)
 
@@ -90,7 +95,7 @@ def main(argv=None):
         print(f"training: {seconds:.0f} s")
         scoring = os.path.join(work, "stream.json")
         out, seconds, _ = common.run_script("evaluate_stream.py", *day, "--scoring", scoring,
-                                            "--fit", "--baselines")
+                                            "--fit", "--baselines", "none")
         print(f"fit and a replay of its own day: {seconds:.0f} s", figures(out)[0], flush=True)
         print("| recall@20 / mrr@20 | all | known | unknown | clicks/s |\n|---|---|---|---|---|")
         out, _, _ = common.run_script("evaluate_stream.py", *test, "--scoring", scoring, "--table",
@@ -102,7 +107,7 @@ def main(argv=None):
             for name in ("stream.json", "hours.tsv", "hours.png"):
                 shutil.copy(os.path.join(work, name), args.keep)
         for part in PARTS if args.ablation else ():
-            off = ["--scoring", scoring, "--baselines", "--without", part]
+            off = ["--scoring", scoring, "--baselines", "none", "--without", part]
             out, _, _ = common.run_script("evaluate_stream.py", *test, *off)
             print_rows(out, {"stream": f"without {part}"})
 
