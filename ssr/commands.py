@@ -130,15 +130,22 @@ def _on_interrupt(handler):
         return None
 
 
-def _say_interrupted(kind, error, trace, otherwise=sys.excepthook):
-    """Ctrl-C while modules are still being loaded: one line as well."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr)
-    else:
-        otherwise(kind, error, trace)
+def _end_at_once(number, frame):
+    """Ctrl-C while modules are still being loaded: one line as well. No exception, since what is
+    written in C, numpy say, takes a KeyboardInterrupt for a module that is not there."""
+    print(f"{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
-sys.excepthook = _say_interrupted  # of a process that nothing else tells what to do
+def _is_command():
+    """Whether this process runs a file of this project, not somebody else's that imports it."""
+    here = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    program = os.path.realpath(getattr(sys.modules["__main__"], "__file__", None) or os.sep)
+    return os.path.dirname(program) == here or program.startswith(os.path.join(here, "ssr", ""))
+
+
+if _is_command():
+    _on_interrupt(_end_at_once)
 
 
 def setup_logging():
