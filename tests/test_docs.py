@@ -39,7 +39,7 @@ PARSED = {
     r"make |python3 -m venv|\. |pip install|python -m pytest": "installs; .ci/run does it",
 }
 if not HAS_SERVER:
-    PARSED[r"sh cluster_train\.sh|.*--model_dir cluster_model"] = "no parameter server in this Paddle"
+    PARSED[r"sh cluster_train\.sh|.*--model_dir cluster_model"] = "no server in this Paddle"
 PARSED_FILES = {"benchmarks/README.md": "commands of the tables: hours, and data that is not ours"}
 OTHERS_FLAGS = {"--nnodes", "--rank", "--master", "--nproc_per_node"}  # of Paddle's launcher
 
