@@ -27,6 +27,7 @@ import train
 from ssr.errors import StoreError
 from ssr.news.stream import Scoring
 from ssr.retrieval import Index, clicks
+from ssr.retrieval.items import Row
 from ssr.service.app import make_app
 from ssr.service.limits import Limits
 
@@ -465,12 +466,9 @@ def test_an_answer_is_bounded(index_dir):
 def test_a_batch_over_long_articles_stays_within_bounds(index_dir):
     """Articles of a megabyte, as versions that did not bound a text have taken them."""
     with Index.open(str(index_dir), writable=True) as index:
-        ids = [hit.id for hit in index.query(["n0015"], 40).hits]
-    with contextlib.closing(sqlite3.connect(
-            find_database(index_dir), isolation_level=None)) as db:
-        for id in ids:
-            db.execute("UPDATE items SET text = ?, checksum = NULL WHERE id = ?",
-                       (id[-1] * 10 ** 6, id))
+        items = index.store.items.find([hit.id for hit in index.query(["n0015"], 40).hits])
+        index.store.put([Row(id, id[-1] * 10 ** 6, item.bag, index.store.items.vector(item.key))
+                         for id, item in items.items()])
     server = Server(index_dir)
     try:
         before = peak_memory(server)
@@ -481,12 +479,6 @@ def test_a_batch_over_long_articles_stays_within_bounds(index_dir):
         assert len(recommend(server.client, "n0015", k=10)["hits"]) == 10
     finally:
         assert server.end()[0] == 0
-
-
-def find_database(index_dir):
-    """The path of the items of an index."""
-    path, = index_dir.glob("**/items.sqlite")
-    return path
 
 
 def peak_memory(server):
