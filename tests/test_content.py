@@ -15,6 +15,8 @@ import train
 import utils
 from ssr.kernels import ragged
 from ssr.retrieval import evaluation
+from ssr.retrieval.checkpoint import choose_checkpoint, load_model
+from ssr.retrieval.encoder import IdEncoder
 from ssr.retrieval.index import Index, Item
 from ssr.training.content import ItemContent, ItemTokens, load_item_tokens
 from ssr.training.losses import SampledSoftmaxLoss
@@ -281,9 +283,9 @@ def test_unknown_items_are_ranked_by_their_words(with_unknown, capsys):
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_ranks_are_those_of_brute_force(with_unknown, positions, monkeypatch):
     monkeypatch.setattr(evaluation, "CLICKS_AT_A_TIME", 50)
-    model = evaluation.load_model("model_output", 8, utils.load_meta("model_output", 8))
+    model = load_model(choose_checkpoint("model_output", 8))
     tokens = load_item_tokens("item_tokens.txt", 60, model.num_tokens)
-    items = evaluation.Items(model, ItemContent(model.item_clicks.numpy() > 0, tokens))
+    items = IdEncoder(model, ItemContent(model.item_clicks.numpy() > 0, tokens))
     assert items.has_vector.all() and (items.clicked == (np.arange(60) % 5 > 0)).all()
     dataset = reader.construct_test_data("test_data", "vocab.txt")
     candidates = ~items.clicked

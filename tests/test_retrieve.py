@@ -22,11 +22,11 @@ import nets
 import reader
 import retrieve
 import train
-import utils
 from ssr.errors import DataError, StoreError
 from ssr.preparation import text
 from ssr.retrieval import Index, Item, building, builds, evaluation, store
-from ssr.retrieval.encoder import Encoder
+from ssr.retrieval.checkpoint import choose_checkpoint, load_model
+from ssr.retrieval.encoder import Encoder, IdEncoder
 from ssr.retrieval.vectors import Flat, SearchSettings, recall
 from ssr.training.content import Bags, ItemTokens
 
@@ -82,12 +82,12 @@ def one_file(pattern):
 
 
 def test_a_query_is_the_brute_force_of_evaluation(built):
-    model = evaluation.load_model("model_output", 1, utils.load_meta("model_output", 1))
+    model = load_model(choose_checkpoint("model_output", 1))
     known = model.item_clicks.numpy() > 0
     names = [line.split("\t") for line in open("items.txt").read().splitlines()]
     data = reader.construct_test_data("test_data", "vocab.txt")
     with Index.open("index") as index, paddle.no_grad():
-        ranker = evaluation.Ranker(evaluation.Items(model), known)
+        ranker = evaluation.Ranker(IdEncoder(model), known)
         for begin, end in zip(data.offsets[:20], data.offsets[1:]):
             clicks = data.items[begin:end].astype(np.int64)
             clicks = clicks[known[clicks]]
@@ -391,10 +391,10 @@ def test_an_ensemble_has_an_index(in_sample):
     assert train.main(["--recipe", "strong", "--members", "2", "--epochs", "1", "--embedding_dim",
                        "8", "--hidden_size", "8", "--num_negatives", "20"]) == 0
     assert retrieve.main(["build"]) == 0
-    model = evaluation.load_model("model_output", 1, utils.load_meta("model_output", 1))
+    model = load_model(choose_checkpoint("model_output", 1))
     known = model.item_clicks.numpy() > 0
     user = model.user(np.array([3, 5]), np.array([2]))
-    items, scores = evaluation.Ranker(evaluation.Items(model), known).top(user, 5)
+    items, scores = evaluation.Ranker(IdEncoder(model), known).top(user, 5)
     with open("items.txt", encoding="utf-8") as f:
         names = [line.rstrip("\n").split("\t")[0] for line in f]
     with Index.open("index") as index:

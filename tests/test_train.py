@@ -20,6 +20,8 @@ from nets import PairwiseHingeLoss
 from ssr.errors import SetupError
 from ssr.files import write_atomically
 from ssr.retrieval import evaluation
+from ssr.retrieval.checkpoint import choose_checkpoint, load_model
+from ssr.retrieval.encoder import IdEncoder
 from ssr.training import flags
 from ssr.training.metrics import read_metrics
 from ssr.training.settings import merge
@@ -326,7 +328,7 @@ def test_best_needs_validation(in_sample, capsys, flags, words):
 def checkpoint_with(model_dir, **parameters):
     """Overwrites parameters of epoch 1."""
     meta = utils.load_meta(model_dir, 1)
-    model = evaluation.load_model(model_dir, 1, meta)
+    model = load_model(choose_checkpoint(model_dir, 1))
     for name, value in parameters.items():
         model.state_dict()[name.replace("__", ".")].set_value(paddle.to_tensor(value))
     utils.save_checkpoint(model_dir, 1, model, {}, meta)
@@ -362,11 +364,11 @@ def test_ranks_are_those_of_brute_force(in_sample, positions, user_encoder, monk
     checkpoint_with("model_output", item_clicks=clicks)
     monkeypatch.setattr(evaluation, "SCORES_AT_A_TIME", 100)  # several chunks of the catalogue
     monkeypatch.setattr(evaluation, "CLICKS_AT_A_TIME", 50)  # and of the sessions
-    model = evaluation.load_model("model_output", 1, utils.load_meta("model_output", 1))
+    model = load_model(choose_checkpoint("model_output", 1))
     dataset = reader.construct_test_data("test_data", "vocab.txt")
     known = model.item_clicks.numpy() > 0
     queries = evaluation.make_queries(dataset, known, positions)
-    ranks = evaluation.evaluate(evaluation.Items(model), queries, known, batch_size=7)
+    ranks = evaluation.evaluate(IdEncoder(model), queries, known, batch_size=7)
     expected = brute_force_ranks(model, dataset, positions)
     assert (expected == 0).any() and (expected > 0).any()
     np.testing.assert_array_equal(ranks, expected)
@@ -430,7 +432,7 @@ def test_output_lists_the_top_items_with_raw_ids(in_sample, monkeypatch):
     assert header == ["epoch", "session", "position", "rank", "score", "item", "raw_id",
                       "text"]
     assert len(lines) == 80 * 7
-    model = evaluation.load_model("model_output", 1, utils.load_meta("model_output", 1))
+    model = load_model(choose_checkpoint("model_output", 1))
     dataset = reader.construct_test_data("test_data", "vocab.txt")
     known = np.flatnonzero(model.item_clicks.numpy() > 0)
     session = dataset.items[dataset.offsets[10]:dataset.offsets[11]].astype(np.int64)

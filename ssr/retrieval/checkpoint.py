@@ -67,7 +67,7 @@ def max_len_of(meta):
     """How many of a session's newest clicks the model with this metadata was trained to encode,
     None for all. Raises SetupError."""
     max_len = meta["run"].get("max_len")
-    if max_len is not None and (not isinstance(max_len, int) or max_len < 1):
+    if max_len is not None and (type(max_len) is not int or max_len < 1):
         raise SetupError(f"the checkpoint is damaged: its max_len is {max_len!r:.40}")
     return max_len
 

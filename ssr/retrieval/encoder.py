@@ -46,7 +46,7 @@ class Embedding(NamedTuple):
     vector: np.ndarray
 
 
-Click = Union[Bag, Embedding]
+Clicked = Union[Bag, Embedding]  # what was clicked, as the encoder takes it
 
 
 class Encoder:
@@ -78,7 +78,7 @@ class Encoder:
 
     def encode_sessions(self, sessions):
         """The vectors of sessions, of length 1: a list of numpy <float32>[dim], None for a session
-        without a click. sessions: lists of Click, oldest first"""
+        without a click. sessions: lists of Clicked, oldest first"""
         sessions = [session[self._newest] for session in sessions]
         lengths = np.array([len(session) for session in sessions if session])
         if not len(lengths):
@@ -90,7 +90,7 @@ class Encoder:
     def newest(self, items, click_of):
         """The clicks of a session that encode_sessions looks at, oldest first, without those that
         come before them being made. items: what was clicked, oldest first; click_of: a function
-        from an item to its Click, None where it has no vector"""
+        from an item to its Clicked, None where it has no vector"""
         clicks = filter(None, map(click_of, reversed(items)))
         return list(itertools.islice(clicks, self.max_len))[::-1]
 

@@ -14,20 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from reader import ragged_arange
-from ssr.retrieval.checkpoint import load_model as _load_model
-from ssr.retrieval.encoder import ITEMS_AT_A_TIME, IdEncoder
+from ssr.retrieval.encoder import ITEMS_AT_A_TIME
 from ssr.runtime import paddle
-from ssr.training.checkpoints import Checkpoint
 
 SCORES_AT_A_TIME = 1 << 22  # 16 MB: the scores of a batch are computed over this many pairs
 CLICKS_AT_A_TIME = 1 << 14  # sessions are encoded in groups of about this size
 TIE = 1e-6  # cosines closer than this are equal: it is what rounding does to a sum of products
-
-Items = IdEncoder
-
-
-def load_model(model_dir, epoch, meta):
-    return _load_model(Checkpoint(model_dir, epoch, meta))
 
 
 # --- queries --------------------------------------------------------------------------------------
