@@ -12,12 +12,8 @@ MAX_EXPONENT = 700.0  # of exp, in float64
 
 def to_arrays(stream):
     """{name: array} of a Stream."""
-    articles = stream.articles
-    rows = articles.filled()
-    new_rows = np.full(articles.used, -1)
-    new_rows[rows] = np.arange(len(rows))
     times = [np.nan if time is None else time for time in (stream.base, stream.compacted)]
-    return {**articles.to_arrays(rows), **stream.transitions.to_arrays(new_rows),
+    return {**stream.articles.to_arrays(), **stream.transitions.to_arrays(stream.articles.used),
             **_of_waiting(stream.waiting(), stream.dim),
             "common": stream.common.copy(), "users": np.array(stream.users),
             "withdrawn": np.array(sorted(stream.withdrawn), np.int64),

@@ -53,7 +53,7 @@ from ssr.news.transitions import Transitions
 AGE = 86400.0  # seconds after its last click that an article is a candidate
 COMMON = 20000  # the mean of all users forgets: its newest term counts for 1/20000 at least
 COMPACT_EVERY = 3600.0  # seconds of the clock
-SWEEP_AT_A_TIME = 32  # articles whose transitions a call brings up to date after that
+SWEEP_AT_A_TIME = 64  # articles whose transitions advance brings up to date after that
 REBASE_AFTER = 100.0 * min(WINDOWS + PASSAGES)  # seconds; exp(+age/w) must not overflow
 _WINDOWS, _PASSAGES = np.array(WINDOWS), np.array(PASSAGES)
 
@@ -94,7 +94,6 @@ class Stream:
         self.users = 0  # how many went into it
         self._waiting = []  # a heap of Waiting: what the clock has not passed yet
         self._number = itertools.count()
-        self._emptied = None  # rows to release when the transitions have been swept
 
     def __len__(self):
         return len(self.articles)
@@ -114,8 +113,8 @@ class Stream:
         while self._waiting and self._waiting[0].time < now:
             click = heapq.heappop(self._waiting)
             self._apply(click.item, click.previous, click.time, click.user)
-        if self._emptied is not None:
-            self._sweep(SWEEP_AT_A_TIME)
+        if not self.transitions.is_swept:
+            self.transitions.sweep(SWEEP_AT_A_TIME)
         elif self.compacted is None and len(self):
             self.compacted = now
         elif len(self) and now - self.compacted > COMPACT_EVERY:
@@ -211,40 +210,22 @@ class Stream:
     # --- what it forgets --------------------------------------------------------------------------
 
     def compact(self, now):
-        """Forgets at once what is too old at a moment; advance does it by itself, little by
-        little."""
+        """Forgets at once what is too old at a moment; advance does it by itself, a little at a
+        time."""
         self._start_compaction(now)
-        self._sweep(len(self.articles.ids))
+        self.transitions.sweep_all()
 
     def _start_compaction(self, now):
-        """From here on all answers are those of the smaller state; what is left to do is to bring
-        the transitions up to date, and to use the rows again."""
-        if self._emptied is not None:
-            self._sweep(len(self.articles.ids))
+        """From here on all answers are those of the smaller state, and the transitions of each
+        article are brought up to date when they are next needed, or by advance."""
         self.compacted = now
-        articles = self.articles
-        new_rows = np.arange(articles.used)
-        self._emptied = articles.older(now - self.age)
-        articles.forget(self._emptied)
-        if articles.sparse:
-            remaining = articles.close_ranks()
-            new_rows[:] = -1
-            new_rows[remaining] = np.arange(len(remaining))
-            self._emptied = np.empty(0, np.int64)
-        else:
-            new_rows[self._emptied] = -1
+        new_rows = self.articles.remove(self.articles.older(now - self.age))
         self.transitions.compact(new_rows, now - self.age)
-
-    def _sweep(self, most):
-        if self.transitions.sweep(most):
-            self.articles.release(self._emptied)
-            self._emptied = None
 
     # --- what asks it -----------------------------------------------------------------------------
 
     def features(self, user, session, now):
-        """The Features of every article, in rows as in `articles`; rows without an article have
-        some too.
+        """The Features of every article, in rows as in `articles`.
 
         user: <float32>[dim], None where the session has no vector
         session: its items, the newest last

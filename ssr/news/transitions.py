@@ -103,41 +103,40 @@ class Transitions:
         new_rows: <int64>[rows], where each row is from now on, -1: gone
         faded_at: what counts less than one transition of this moment has faded
         """
-        self.sweep(len(self._unswept))  # a table can be one edition behind and not two
+        self.sweep_all()  # a table can be one edition behind and not two
         self._edition += 1
         self._new_rows, self._faded_at = new_rows, faded_at
-        new_row = new_rows.tolist()
-        self._tables = {new_row[row]: table for row, table in self._tables.items()
-                        if new_row[row] >= 0}
+        moved = {}
+        for row in np.flatnonzero(new_rows != np.arange(len(new_rows))).tolist():
+            table = self._tables.pop(row, None)
+            if table is not None and new_rows[row] >= 0:
+                moved[int(new_rows[row])] = table
+        self._tables.update(moved)
         self._unswept = list(self._tables)
 
+    @property
+    def is_swept(self):
+        """Whether all tables are as the newest compaction leaves them."""
+        return not self._unswept
+
     def sweep(self, most):
-        """Brings at most so many tables up to date that nobody has needed yet. Returns whether none
-        is left."""
+        """Brings at most so many tables up to date that nobody has needed yet."""
         for _ in range(min(most, len(self._unswept))):
             source = self._unswept.pop()
             if self._current(source) is None:
                 self._tables.pop(source, None)
-        return not self._unswept
+
+    def sweep_all(self):
+        self.sweep(len(self._unswept))
 
     # --- on disk
 
-    def to_arrays(self, new_rows):
-        """{name: array} of what is between articles that are there. new_rows: <int64>[rows], where
-        each row is in the arrays, -1: left out"""
-        self.sweep(len(self._unswept))
-        parts = {}
-        for source in list(self._tables):
-            table = self._current(source)
-            if table is not None and new_rows[source] >= 0:
-                rows, counts = table.used()
-                rows = new_rows[rows]
-                parts[new_rows[source]] = rows[rows >= 0], counts[rows >= 0]
-        number = int((new_rows >= 0).sum())
-        parts = [parts.get(row, _NOTHING) for row in range(number)]
-        rows, counts = map(np.concatenate, zip(_NOTHING, *parts))
-        return {"targets": rows, "counts": counts,
-                "lengths": np.array([len(rows) for rows, _ in parts], np.int64)}
+    def to_arrays(self, rows):
+        """{name: array}. rows: how many articles there are"""
+        tables = [self.of(source) or _NOTHING for source in range(rows)]
+        targets, counts = map(np.concatenate, zip(_NOTHING, *tables))
+        return {"targets": targets, "counts": counts,
+                "lengths": np.array([len(rows) for rows, _ in tables], np.int64)}
 
     @classmethod
     def from_arrays(cls, arrays, base):
