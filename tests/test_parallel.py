@@ -286,6 +286,9 @@ def test_the_parent_is_killed(in_sample):
 
 @pytest.mark.slow
 def test_ten_devices_as_the_readme_has_it(tmp_path):
+    """After a training on one device into the same directory: it is the same run."""
+    data = ["--train_dir", f"{ROOT}/train_data", "--vocab_path", f"{ROOT}/vocab.txt"]
+    assert finish(start(*data, "--model_dir", tmp_path / "model_output"), seconds=300)[0] == 0
     code, out, err = finish(start(
         "--train_dir", f"{ROOT}/train_data", "--vocab_path", f"{ROOT}/vocab.txt", "--use_cuda", 0,
         "--parallel", 1, "--batch_size", 50, "--model_dir", tmp_path / "model_output",

@@ -152,7 +152,9 @@ def _check_given(given, settings):
 
 
 def difference(settings, other):
-    """What tells two Settings apart, for a message; "" where nothing does."""
-    names = [name for name in NAMES if getattr(settings, name) != getattr(other, name)]
+    """What makes two Settings those of different runs, for a message; "" where nothing does. The
+    same run may be done on another number of devices."""
+    names = [name for name in NAMES if name != "num_devices"
+             and getattr(settings, name) != getattr(other, name)]
     return ", ".join(f"--{name} {getattr(settings, name)} and not {getattr(other, name)}"
                      for name in names[:3])
