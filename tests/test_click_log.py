@@ -89,8 +89,9 @@ sys.stdin.read()
 @contextlib.contextmanager
 def locked(path):
     """Another process holds a write lock on the log."""
-    holder = subprocess.Popen([sys.executable, "-c", HOLD_LOCK, os.path.join(path, "clicks.sqlite")],
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    file = os.path.join(path, "clicks.sqlite")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD_LOCK, file], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "locked\n"
     try:
         yield

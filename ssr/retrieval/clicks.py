@@ -211,8 +211,8 @@ class ClickLog:
     def newest_before(self, number, now):
         """The newest time up to now of the rows with lower numbers, -inf where there is none."""
         with self._using, self._errors():
-            newest, = self._db.execute("SELECT max(time) FROM clicks WHERE number < ? AND time <= ?",
-                                       (number, now)).fetchone()
+            newest, = self._db.execute("SELECT max(time) FROM clicks WHERE number < ? "
+                                       "AND time <= ?", (number, now)).fetchone()
         return -np.inf if newest is None else newest
 
     def model(self):

@@ -232,8 +232,8 @@ class Index:
             one.ranked += nearest[:k - len(one.ranked)]
 
     def _answers(self, asked):
-        stored = self.store.items.get(sorted({key for one in asked for key, _, _ in one.ranked}))
-        return [Answer([Hit(stored[key].id, score, stored[key].text, source)
+        texts = self.store.items.texts(sorted({key for one in asked for key, _, _ in one.ranked}))
+        return [Answer([Hit(texts[key][0], score, texts[key][1], source)
                         for key, score, source in one.ranked],
                        len(one.session) - len(one.clicks),
                        "" if one.ranked else one.why_empty()) for one in asked]

@@ -32,9 +32,11 @@ CREATE TABLE items (
     text TEXT NOT NULL,
     bag BLOB NOT NULL,         -- <int32>, what the item's embedding is made of
     vector BLOB,               -- <float32>[dim]; none: the item is known and no candidate
+    text_crc INTEGER,          -- CRC-32 of id and text; in format 1 there are none
+    bag_crc INTEGER,           -- of id and bag
+    vector_crc INTEGER,        -- of id and vector
     removed INTEGER NOT NULL,  -- 1: no candidate, but still an item that may have been clicked
-    change INTEGER NOT NULL,   -- of the last transaction that touched it, from 1 on
-    checksum INTEGER           -- of id, text, bag and vector; there is no such column in format 1
+    change INTEGER NOT NULL    -- of the last transaction that touched it, from 1 on
 );
 CREATE INDEX items_change ON items (change);
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -101,7 +103,7 @@ def create_items(file, dim, rows, details, queries):
         db.execute("PRAGMA synchronous = OFF")
         db.executescript(SCHEMA)
         with transaction(db):
-            _put(db, rows, change=1, with_checksum=True)
+            _put(db, rows, change=1, with_crc=True)
             set_meta(db, "dim", dim)
             set_meta(db, "details", json.dumps(details, ensure_ascii=False))
             set_meta(db, "probes", np.asarray(queries, "<f4").tobytes())
@@ -150,7 +152,8 @@ class Items:
         except (TypeError, ValueError, RecursionError) as error:
             raise self._damaged("what it says of itself") from error
         columns = self._reads.execute("PRAGMA table_info(items)").fetchall()
-        self.has_checksums = "checksum" in {column[1] for column in columns}
+        self.has_checksums = "text_crc" in {column[1] for column in columns}
+        self._crcs = ", ".join(CRCS if self.has_checksums else ["NULL"] * len(CRCS))
 
     def close(self):
         with self._asking, self._browsing:
@@ -176,35 +179,59 @@ class Items:
         return [self._verified(*row) for row in self._rows(condition, *parameters)]
 
     def _rows(self, condition, *parameters):
-        checksum = "checksum" if self.has_checksums else "NULL"
-        return self._ask(f"SELECT {checksum}, key, id, text, bag, vector, removed, change "
+        return self._ask(f"SELECT key, id, text, bag, vector, removed, change, {self._crcs} "
                          f"FROM items WHERE {condition}", *parameters)
 
-    def _verified(self, checksum, key, id, text, bag, vector, removed, change):
+    def _verified(self, key, id, text, bag, vector, removed, change, *crcs):
         try:
-            if self.has_checksums and checksum != _checksum(id, text, bag, vector):
-                raise ValueError("checksum")
+            if self.has_checksums and crcs != _crcs(id, text, bag, vector):
+                raise ValueError
             stored = StoredItem(key, id, text, np.frombuffer(bag, "<i4"),
                                 None if vector is None else np.frombuffer(vector, "<f4"),
                                 bool(removed), change)
             if stored.vector is not None and len(stored.vector) != self.dim:
-                raise ValueError("dim")
+                raise ValueError
         except (TypeError, ValueError, AttributeError) as error:
-            raise self._damaged(f"item {key}, {str(id)[:100]!r}") from error
+            raise self._damaged_item(key, id) from error
         return stored
+
+    def _damaged_item(self, key, id):
+        return self._damaged(f"item {key}, {str(id)[:100]!r}")
 
     def find(self, ids):
         """{id: KnownItem} of those of the ids, strings, that are known, removed ones included."""
-        stored = self._select("id IN (SELECT value FROM json_each(?))", json.dumps(ids))
-        return {item.id: KnownItem(item.key, item.bag, item.removed) for item in stored}
+        rows = self._ask(f"SELECT id, key, bag, removed, {self._crcs} FROM items "
+                         "WHERE id IN (SELECT value FROM json_each(?))", json.dumps(ids))
+        known = {}
+        for id, key, bag, removed, _, crc, _ in rows:
+            if self.has_checksums and not _is_intact(id, bag, crc):
+                raise self._damaged_item(key, id)
+            known[id] = KnownItem(key, np.frombuffer(bag, "<i4"), bool(removed))
+        return known
+
+    def texts(self, keys):
+        """{key: (id, text)} of keys, ints. Raises StoreError where one is not there."""
+        rows = self._ask(f"SELECT key, id, text, {self._crcs} FROM items "
+                         "WHERE key IN (SELECT value FROM json_each(?))", json.dumps(keys))
+        texts = {}
+        for key, id, text, crc, _, _ in rows:
+            if self.has_checksums and not _is_intact(id, text, crc):
+                raise self._damaged_item(key, id)
+            texts[key] = id, text
+        self._check_all(keys, texts)
+        return texts
 
     def get(self, keys):
         """{key: StoredItem} of keys, ints. Raises StoreError where one is not there."""
         stored = {item.key: item for item in self._select(
             "key IN (SELECT value FROM json_each(?))", json.dumps(keys))}
-        if len(stored) < len(set(keys)):
-            raise self._damaged(f"there is no item {min(set(keys) - set(stored))}")
+        self._check_all(keys, stored)
         return stored
+
+    def _check_all(self, keys, stored):
+        missing = set(keys).difference(stored)
+        if missing:
+            raise self._damaged(f"there is no item {min(missing)}")
 
     def vector(self, key):
         """<float32>[dim] of a candidate, None for what is none."""
@@ -302,7 +329,7 @@ class Items:
                     self._verified(*row)
                 except StoreError as error:
                     yield str(error)
-            key = rows[-1][1]
+            key = rows[-1][0]
 
     def integrity_error(self):
         """What SQLite's own check says of the file, None where it is in order."""
@@ -329,8 +356,11 @@ class Items:
                                     "AND removed = 0", (change, id)).rowcount)
 
 
-def _put(db, rows, change, with_checksum):
-    columns = ["id", "text", "bag", "vector", "change"] + ["checksum"] * with_checksum
+CRCS = ["text_crc", "bag_crc", "vector_crc"]
+
+
+def _put(db, rows, change, with_crc):
+    columns = ["id", "text", "bag", "vector", "change"] + CRCS * with_crc
     updates = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
     db.executemany(
         f"INSERT INTO items ({', '.join(columns)}, removed) VALUES ({'?, ' * len(columns)}0) "
@@ -341,8 +371,18 @@ def _put(db, rows, change, with_checksum):
 def _values(row, change):
     bag = np.asarray(row.bag, "<i4").tobytes()
     vector = None if row.vector is None else np.asarray(row.vector, "<f4").tobytes()
-    return row.id, row.text, bag, vector, change, _checksum(row.id, row.text, bag, vector)
+    return (row.id, row.text, bag, vector, change, *_crcs(row.id, row.text, bag, vector))
 
 
-def _checksum(id, text, bag, vector):
-    return zlib.crc32(b"\0".join((id.encode(), text.encode(), bag, vector or b"")))
+def _crcs(id, text, bag, vector):
+    """The CRCS of an item; bag, vector: bytes, the latter maybe None."""
+    start = zlib.crc32(id.encode())
+    return tuple(zlib.crc32(data, start) for data in (text.encode(), bag, vector or b""))
+
+
+def _is_intact(id, data, crc):
+    try:
+        data = data.encode() if isinstance(data, str) else data
+        return zlib.crc32(data, zlib.crc32(id.encode())) == crc
+    except (TypeError, AttributeError):  # not even the type is right
+        return False
