@@ -34,13 +34,12 @@ MARGIN = 60  # seconds: a click that is nearly too old is too old when its turn 
 
 def build(args):
     """Makes an index of the items of a checkpoint."""
-    import utils
     from ssr.retrieval.building import ItemFiles, build_index
+    from ssr.retrieval.checkpoint import choose_checkpoint
 
-    epoch, meta = utils.find_checkpoint(args.model_dir, args.epoch)
-    build_index(args.index_dir, args.model_dir, epoch, meta,
-                ItemFiles(args.items_path, args.item_tokens, args.tokens_path), args.overwrite,
-                search_settings(args))
+    files = ItemFiles(args.items_path, args.item_tokens, args.tokens_path)
+    build_index(args.index_dir, choose_checkpoint(args.model_dir, args.epoch, args.best), files,
+                args.overwrite, search_settings(args))
     if args.live and read_live(args.index_dir) is None:
         change_live(args.index_dir)
     return info(args)
@@ -228,6 +227,7 @@ def add_build(parser):
     add_flag("--model_dir", default="model_output", help="where train.py saved epoch_N")
     add_flag("--epoch", type=number(int, 1), help="of the model; the newest complete one when not "
              "given")
+    add_flag("--best", action="store_true", help="without --epoch: the best one in validation")
     add_flag("--items_path", default="items.txt", type=data_path,
              help="line i: raw id of item i, then maybe a tab and its text")
     add_flag("--item_tokens", type=data_path, default=text.ITEM_TOKENS_FILE, metavar="FILE",

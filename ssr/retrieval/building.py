@@ -32,22 +32,22 @@ class ItemFiles(NamedTuple):
     tokens: str
 
 
-def build_index(path, model_dir, epoch, meta, files, overwrite=False, settings=DEFAULT_SEARCH):
+def build_index(path, checkpoint, files, overwrite=False, settings=DEFAULT_SEARCH):
     """Makes an index of the items of a checkpoint, in a directory.
 
-    model_dir, epoch, meta: the checkpoint and its metadata; the index keeps a copy
+    checkpoint: a Checkpoint (checkpoint.choose_checkpoint); the index keeps a copy
     files: ItemFiles
     overwrite: whether an index that is there may be replaced; its clicks stay
     settings: SearchSettings
     Raises DataError, StoreError, SetupError; then nothing has changed.
     """
-    items, tokens = _read_files(files, meta)
+    items, tokens = _read_files(files, checkpoint.meta)
     with builds.new_build(path, overwrite) as directory:
         # From here on the copy counts: training may go on and replace the original.
-        meta = copy_model(model_dir, epoch, meta, directory)
+        copy_model(checkpoint, directory)
         if tokens is not None:
             copy_vocabulary(files.tokens, directory)
-        details = describe(model_dir, epoch, meta, directory)
+        details = describe(checkpoint, directory)
         encoder, _ = load_encoder(directory, details)
         clicked = clicked_items(encoder.model)
         bags = make_bags(clicked, tokens)

@@ -6,7 +6,7 @@ import json
 
 from ssr import commands
 from ssr.errors import DataError
-from ssr.news.stream import AGE, Scoring
+from ssr.news import AGE, Scoring, read_scoring
 from ssr.retrieval.live_settings import read_live
 
 
@@ -47,21 +47,10 @@ def _scoring(index_dir, path, weights):
                             "give one, or --scoring default")
         scoring = live.scoring
     else:
-        scoring = Scoring() if path == "default" else read_scoring(path)
+        scoring = Scoring() if path == "default" else read_scoring(path)[0]
     for weight in weights:
         scoring = _with_weight(scoring, weight)
     return scoring
-
-
-def read_scoring(path):
-    """The Scoring in a JSON file. Raises DataError."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            return Scoring.from_json(f.read())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {error}") from error
 
 
 def _with_weight(scoring, weight):

@@ -1,4 +1,4 @@
-"""The live state of an index: its clicks as they come, in a log (clicks.py) and in a stream.Stream.
+"""The live state of an index: its clicks, in a log (clicks.py) and in a Stream (ssr.news).
 
 The log is what counts: the Stream is made from it on opening. It lies beside the builds of an index
 and outlives them: after a retraining the vectors are made anew, the clicks are the same. A process
@@ -22,7 +22,7 @@ import time
 from typing import Callable, NamedTuple
 
 from ssr.errors import DataError, StoreError
-from ssr.news import stream
+from ssr.news import Stream
 from ssr.retrieval.clicks import SESSION_AGE, Click, ClickLog, SessionBefore, Sessions
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class LiveClicks:
             raise
 
     def _begin_anew(self):
-        self._stream = stream.Stream(self._catalogue.dim, self._catalogue.vector, self.age)
+        self._stream = Stream(self._catalogue.dim, self._catalogue.vector, self.age)
         self._sessions = Sessions()
         self._read_to = 0  # number in the log
         self._newest = NEVER  # the newest time in it that is not of the future
@@ -260,7 +260,7 @@ class LiveClicks:
     # --- what is asked
 
     def top(self, user, session, scoring, k, exclude_session, now=None):
-        """As stream.Stream.top, of keys and by the index's clock unless `now` is given: a list of
+        """As Stream.top, of keys and by the index's clock unless `now` is given: a list of
         (key, score), the best first."""
         now = self.now() if now is None else now
         with self._changing:
@@ -268,6 +268,6 @@ class LiveClicks:
         return list(zip(keys.tolist(), scores.tolist()))
 
     def vector(self, key):
-        """As stream.Stream.vector, of a key."""
+        """As Stream.vector, of a key."""
         with self._changing:
             return self._stream.vector(key)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ssr.errors import StoreError
 from ssr.files import write_json
-from ssr.news.stream import AGE, Scoring
+from ssr.news import AGE, Scoring
 from ssr.retrieval.builds import current_build, lock
 
 FILE, CLICKS_FILE = "live.json", "clicks.sqlite"

@@ -22,18 +22,18 @@ from ssr.training.checkpoints import Checkpoint
 MODEL_DIR = "model"
 
 
-def copy_model(model_dir, epoch, meta, directory):
-    """Copies of a checkpoint what it takes to ask the model. Returns its metadata there."""
+def copy_model(checkpoint, directory):
+    """Copies of a Checkpoint what it takes to ask the model."""
     target = os.path.join(directory, MODEL_DIR)
     os.makedirs(target)
-    name = f"epoch_{epoch}"
-    shutil.copyfile(os.path.join(model_dir, name + ".pdparams"),
+    name = f"epoch_{checkpoint.epoch}"
+    shutil.copyfile(os.path.join(checkpoint.model_dir, name + ".pdparams"),
                     os.path.join(target, name + ".pdparams"))
-    meta = {**meta, **{key: {".pdparams": meta[key][".pdparams"]}
-                       for key in ("bytes", "digests") if key in meta}}
+    meta = checkpoint.meta
+    sizes = {key: {".pdparams": meta[key][".pdparams"]} for key in ("bytes", "digests")
+             if key in meta}
     with open(os.path.join(target, name + ".json"), "w", encoding="utf-8") as f:
-        json.dump(meta, f, indent=1, sort_keys=True)
-    return utils.load_meta(target, epoch)
+        json.dump({**meta, **sizes}, f, indent=1, sort_keys=True)
 
 
 def copy_vocabulary(tokens_path, directory):
@@ -43,13 +43,14 @@ def copy_vocabulary(tokens_path, directory):
                     os.path.join(directory, text.CUTTING_FILE))
 
 
-def describe(model_dir, epoch, meta, directory):
+def describe(checkpoint, directory):
     """What an index keeps about the model in its build (Store.details): {"model": where it came
     from, "epoch", "digest": of the model, "files": {name: digest} of the files beside it}."""
-    made_by = os.path.join(os.path.basename(os.path.abspath(model_dir)), f"epoch_{epoch}")
-    names = [os.path.join(MODEL_DIR, f"epoch_{epoch}.json"), text.TOKENS_FILE, text.CUTTING_FILE]
-    return {"model": made_by, "epoch": epoch,
-            "digest": model_digest(Checkpoint(os.path.join(directory, MODEL_DIR), epoch, meta)),
+    name = f"epoch_{checkpoint.epoch}"
+    made_by = os.path.join(os.path.basename(os.path.abspath(checkpoint.model_dir)), name)
+    names = [os.path.join(MODEL_DIR, name + ".json"), text.TOKENS_FILE, text.CUTTING_FILE]
+    return {"model": made_by, "epoch": checkpoint.epoch,
+            "digest": model_digest(_copy_in(directory, checkpoint.epoch)),
             "files": {name: _file_digest(os.path.join(directory, name)) for name in names
                       if os.path.exists(os.path.join(directory, name))}}
 
@@ -61,18 +62,26 @@ def load_encoder(directory, details):
     details: as of describe
     Raises StoreError, SetupError, DataError.
     """
+    try:
+        made_by, epoch, digest = details["model"], details["epoch"], details["digest"]
+    except KeyError as error:
+        raise StoreError(f"{directory} is damaged, it does not say which model made it: "
+                         f"{REMEDY}") from error
     _check_files(directory, details)
-    model_dir, epoch = os.path.join(directory, MODEL_DIR), details["epoch"]
-    checkpoint = Checkpoint(model_dir, epoch, utils.load_meta(model_dir, epoch))
-    if model_digest(checkpoint) != details["digest"]:
-        raise StoreError(
-            f"the model in {model_dir} is not the one that made the vectors, {details['model']} "
-            f"with the digest {details['digest'][:12]}: build the index anew (retrieve.py build "
-            "--overwrite)")
+    checkpoint = _copy_in(directory, epoch)
+    if model_digest(checkpoint) != digest:
+        raise StoreError(f"the model in {checkpoint.model_dir} is not the one that made the "
+                         f"vectors, {made_by} with the digest {digest[:12]}: build the index anew "
+                         "(retrieve.py build --overwrite)")
     vocabulary = None
     if checkpoint.meta["model"]["num_tokens"]:
         vocabulary = text.TokenVocabulary.load(os.path.join(directory, text.TOKENS_FILE))
     return Encoder.load(checkpoint, details.get("stand_in_length")), vocabulary
+
+
+def _copy_in(directory, epoch):
+    model_dir = os.path.join(directory, MODEL_DIR)
+    return Checkpoint(model_dir, epoch, utils.load_meta(model_dir, epoch))
 
 
 def _check_files(directory, details):
