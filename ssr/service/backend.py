@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from starlette.concurrency import run_in_threadpool
 
 from ssr.errors import DataError
-from ssr.retrieval import MAX_TEXT
 
 BATCHES_AT_A_TIME = 4
 HITS_AT_A_TIME = 8192  # of a batch
@@ -31,7 +30,7 @@ class Backend:
     def __init__(self, index, limits):
         self.index, self.limits = index, limits
         self.model = f"{index.details['model']} {index.details['digest'][:12]}"
-        self._hit_size = MAX_TEXT  # bytes of a hit in the last batch
+        self._longest_hit = 0  # bytes, in the mean of an answer; of all batches so far
         self._writer = ThreadPoolExecutor(1, "writer")
         self._batches = ThreadPoolExecutor(BATCHES_AT_A_TIME, "batches")
 
@@ -54,16 +53,22 @@ class Backend:
         answers, start = [], 0
         size = len('{"answers":[]')  # of the answer so far; a comma or a brace follows each part
         while start < len(sessions):
-            # No more than should fit into an answer: most of what is in memory is the hits' texts.
-            hits = min(HITS_AT_A_TIME, self.limits.max_answer // self._hit_size)
-            part = sessions[start:start + max(1, hits // k)]
+            part = sessions[start:start + max(1, self._hits_at_a_time() // k)]
             start += len(part)
             for answer in self.index.query_many(part, k, exclude_session):
                 answers.append(self._encode(answer))
                 size += len(answers[-1]) + 1
                 self._check_size(size)
-                self._hit_size = max(1, len(answers[-1]) // max(1, len(answer.hits)))
+                self._longest_hit = max(self._longest_hit,
+                                        len(answers[-1]) // max(1, len(answer.hits)))
         return b'{"answers":[' + b",".join(answers) + b"]}"
+
+    def _hits_at_a_time(self):
+        """Of how many hits the texts may be in memory at a time: as many as should fit into an
+        answer, the first time those of a single session."""
+        if not self._longest_hit:
+            return 1
+        return min(HITS_AT_A_TIME, self.limits.max_answer // self._longest_hit)
 
     async def browse(self, words, limit):
         """The candidates whose text or id contains each of the words, as of Index.browse."""
