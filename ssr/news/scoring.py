@@ -73,13 +73,12 @@ class Layout:
     def __iter__(self):
         return iter(self._slices)
 
-    def __contains__(self, name):
-        return name in self._slices
-
 
 # The weights outside of the mixture and those inside, by the names of Scoring's fields.
 LINEAR = Layout(readers=1, content=1, power=len(WINDOWS), followed=1)
 MIXED = Layout(share=1, last=len(PASSAGES), earlier=len(PASSAGES), floor=1)
+_PLACES = {name: (array, layout[name]) for array, layout in enumerate((LINEAR, MIXED))
+           for name in layout}  # in Features
 
 
 class Features(NamedTuple):
@@ -98,7 +97,8 @@ class Features(NamedTuple):
     def part(self, name):
         """The rows that belong to a field of Scoring, <float32>[rows, n]; writing into them
         changes the features."""
-        return self.linear[LINEAR[name]] if name in LINEAR else self.mixed[MIXED[name]]
+        array, rows = _PLACES[name]
+        return self[array][rows]
 
     def select(self, articles):
         """The features of some of the articles. articles: indices <int64>[m]"""
@@ -150,13 +150,9 @@ class Scoring(NamedTuple):
                                 for name, value in self._asdict().items() if name in names})
 
     def weights(self):
-        """(<float32>[LINEAR.size], <float32>[MIXED.size])"""
-        return self._vector(LINEAR), self._vector(MIXED)
-
-    def _vector(self, layout):
-        parts = [getattr(self, name) for name in layout]
-        return np.array([x for part in parts for x in (part if _is_many(part) else (part,))],
-                        np.float32)
+        """(<float32>[LINEAR.size], <float32>[MIXED.size]), in the order of these layouts."""
+        return (np.array([self.readers, self.content, *self.power, self.followed], np.float32),
+                np.array([self.share, *self.last, *self.earlier, self.floor], np.float32))
 
     @classmethod
     def from_weights(cls, linear, mixed):

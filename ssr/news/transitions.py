@@ -75,21 +75,20 @@ class Transitions:
         """Where the readers of an article went: rows <int64>[n], counts <float64>[n, PASSAGES] at
         `base`; None where they went nowhere."""
         table = self._current(source)
-        return None if table is None else table.used()
+        return table.used() if table is not None and table.size else None
 
     def _current(self, source):
         """The table of a source as of now, None where there is none."""
         table = self._tables.get(source)
-        if table is None:
-            return None
-        if table.edition != self._edition:
-            self._compact(source, table)
-        if table.base != self.base:
-            table.counts *= np.exp((table.base - self.base) / _PASSAGES)
-            table.base = self.base
-        return table if table.size else None
+        if table is not None:
+            if table.edition != self._edition:
+                self._compact(table)
+            if table.base != self.base:
+                table.counts *= np.exp((table.base - self.base) / _PASSAGES)
+                table.base = self.base
+        return table
 
-    def _compact(self, source, table):
+    def _compact(self, table):
         rows, counts = table.used()
         rows = self._new_rows[rows]
         faded = np.exp((self._faded_at - table.base) / PASSAGES[-1])
@@ -123,7 +122,7 @@ class Transitions:
         """Brings at most so many tables up to date that nobody has needed yet."""
         for _ in range(min(most, len(self._unswept))):
             source = self._unswept.pop()
-            if self._current(source) is None:
+            if self.of(source) is None:
                 self._tables.pop(source, None)
 
     def sweep_all(self):
