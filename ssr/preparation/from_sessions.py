@@ -74,41 +74,46 @@ def convert_sessions(path, numbers, out):
     returns (clicks, sessions); raises DataError
     """
     clicks = sessions = 0
-    for line, content in _lines(path):
-        raw_ids = content.split()
-        try:
-            out.write(b" ".join(map(numbers.__getitem__, raw_ids)) + b"\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}, line {line}: {error.object[:40]!r} is not UTF-8: convert "
-                            "the file") from error
-        clicks += len(raw_ids)
-        sessions += bool(raw_ids)
+    number_of = numbers.__getitem__
+    with _open(path) as f:
+        for line, content in enumerate(f, 1):
+            raw_ids = content.split()
+            try:
+                out.write(b" ".join(map(number_of, raw_ids)) + b"\n")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}, line {line}: {error.object[:40]!r} is not UTF-8: "
+                                "convert the file") from error
+            clicks += len(raw_ids)
+            sessions += bool(raw_ids)
     return clicks, sessions
 
 
 def copy_times(path, sessions_path, out):
     """Writes the lines of a file of times, which must have the shape of a session file. Raises
     DataError."""
-    pairs = itertools.zip_longest(_lines(path), _lines(sessions_path), fillvalue=(0, None))
-    for (line, content), (session_line, session) in pairs:
-        if content is None or session is None:
-            shorter, longer = (path, sessions_path) if content is None else (sessions_path, path)
-            raise DataError(f"{shorter} ends before line {line or session_line} of {longer}: a "
-                            "file of times has a line for each line of sessions")
-        times = content.split()
-        content = b" ".join(times)
-        if not WHOLE_SECONDS.fullmatch(content):
-            raise DataError(f"{path}, line {line}: {_faulty_time(times)!r} is not a time: it must "
-                            "be whole seconds, digits alone")
-        clicks = len(session.split())
-        if len(times) != clicks:
-            raise DataError(f"{path}, line {line}: {len(times)} times, and the same line of "
-                            f"{sessions_path} has {clicks} clicks")
-        seconds = list(map(int, times))
-        if seconds != sorted(seconds):
-            raise DataError(f"{path}, line {line}: the times fall; the clicks of a session are in "
-                            "order of time")
-        out.write(content + b"\n")
+    with _open(path) as times_file, _open(sessions_path) as sessions_file:
+        pairs = itertools.zip_longest(times_file, sessions_file)
+        for line, (content, session) in enumerate(pairs, 1):
+            if content is None or session is None:
+                shorter, longer = (path, sessions_path)[::1 if content is None else -1]
+                raise DataError(f"{shorter} ends before line {line} of {longer}: a file of times "
+                                "has a line for each line of sessions")
+            times = content.split()
+            _check_times(times, len(session.split()), f"{path}, line {line}", sessions_path)
+            out.write(b" ".join(times) + b"\n")
+
+
+def _check_times(times, clicks, place, sessions_path):
+    """Raises DataError unless these are the times of a session of so many clicks."""
+    if not WHOLE_SECONDS.fullmatch(b" ".join(times)):
+        raise DataError(f"{place}: {_faulty_time(times)!r} is not a time: it must be whole "
+                        "seconds, digits alone")
+    if len(times) != clicks:
+        raise DataError(f"{place}: {len(times)} times, and the same line of {sessions_path} has "
+                        f"{clicks} clicks")
+    seconds = list(map(int, times))
+    if seconds != sorted(seconds):
+        raise DataError(f"{place}: the times fall; the clicks of a session are in order of time")
 
 
 def _faulty_time(times):
@@ -116,11 +121,12 @@ def _faulty_time(times):
     return faulty.decode(errors="replace")[:40]
 
 
-def _lines(path):
-    """(number, line) of a file, as bytes; without a byte order mark. Raises DataError."""
+def _open(path):
+    """A file open for bytes, behind a byte order mark. Raises DataError."""
     try:
-        with open(path, "rb") as f:
-            for line, content in enumerate(f, 1):
-                yield line, content.removeprefix(BYTE_ORDER_MARK) if line == 1 else content
+        f = open(path, "rb")  # noqa: SIM115  the caller closes it
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if f.peek(len(BYTE_ORDER_MARK)).startswith(BYTE_ORDER_MARK):
+        f.read(len(BYTE_ORDER_MARK))
+    return f
