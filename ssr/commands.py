@@ -67,13 +67,17 @@ class Parser(argparse.ArgumentParser):
 
 def number(kind, low, high=float("inf")):
     """An argparse type: a number of the given kind (int, float) in low..high."""
+    limits = f"of {low} or more" if high == float("inf") else f"from {low} to {high}"
+    name = f"a {'whole ' if kind is int else ''}number {limits}"
+
     def parse(text):
-        value = kind(text)
-        if not low <= value <= high:
-            raise ValueError
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {name}")
         return value
-    parse.__name__ = f"{kind.__name__} of {low} or more" if high == float("inf") else \
-        f"{kind.__name__} from {low} to {high}"
     return parse
 
 
