@@ -478,8 +478,8 @@ def test_a_batch_over_long_articles_stays_within_bounds(index_dir):
                 peak = tracemalloc.get_traced_memory()[1]
             finally:
                 tracemalloc.stop()
-            assert "more than 4000000 bytes" in problem_of(response, 422)[1]
-            assert peak < 25e6  # and not 50 articles, or 500 hits
+            assert response.status_code == 422 and "more than 4000000 bytes" in response.text
+            assert peak < 15e6  # 9e6; 23e6 with the articles of all sessions at a time
             two = {"sessions": sessions[:1], "k": 2}
             assert len(client.post("/recommend/batch", json=two).content) > 1_000_000
 
