@@ -1,8 +1,8 @@
 """What the READMEs and docs say is so: their commands run, their output looks like what comes out,
 their links lead somewhere, every flag stands somewhere.
 
-A fenced block is `sh` or `python`, which is run, or `text`, which is the output of the blocks
-before it. All blocks of a file run one after the other in a copy of the checkout, with made-up data
+A fenced block is `sh` or `python`, which is run, `text`, the output of the blocks before it, or has
+no name: a drawing. All blocks of a file run one after the other in a copy of the checkout, with made-up data
 under the names that the file uses. What PARSED names is parsed only; nothing else is left out.
 """
 
@@ -67,7 +67,7 @@ def blocks(path):
         if line.startswith("```"):
             if start is None:
                 start = number
-                assert line[3:] in ("sh", "python", "text"), f"{path}:{number}: {line}"
+                assert line[3:] in ("sh", "python", "text", ""), f"{path}:{number}: {line}"
             else:
                 text = "\n".join(lines[start:number - 1]) + "\n"
                 yield Block(path, start + 1, lines[start - 1][3:], text)
@@ -145,7 +145,7 @@ def test_output_is_no_command():
     """No command hides in a block that is not run."""
     for path in ENGLISH:
         for block in blocks(path):
-            if block.language == "text":
+            if block.language in ("text", ""):
                 assert not re.search(r"^\s*(\w+=\S+ )*(python|sh|make|pip|curl) ", block.text, re.M)
 
 
@@ -314,6 +314,8 @@ def test_commands_run(path, checkout):
     for block in blocks(path):
         if block.language == "text":
             assert not shape(block.text) - shape(output), f"{block}: not in the output:\n{output}"
+            continue
+        if block.language == "":
             continue
         if block.language == "sh":
             command = ["bash", "-c", script_of(block, port)]
