@@ -6,6 +6,7 @@ import numpy as np
 
 from ssr.news.scoring import LINEAR, MIXED, TINY, Scoring
 
+MAX_LOG = 80.0  # of a weight: its exponential must fit into float32
 STEPS = 100  # of L-BFGS
 LEAST_SHARE = 1e-4  # weights of the mixture are fitted as logarithms: 0 begins here
 
@@ -106,7 +107,7 @@ class _Loss:
         point = self.origin.copy()
         point[self.free] = x
         linear, mixed = point[:LINEAR.size], point[LINEAR.size:]
-        return linear, np.where(self.free[LINEAR.size:], np.exp(mixed), 0)
+        return linear, np.where(self.free[LINEAR.size:], np.exp(np.minimum(mixed, MAX_LOG)), 0)
 
     def scoring(self, x):
         linear, mixed = self.split(x)

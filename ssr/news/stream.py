@@ -53,7 +53,7 @@ from ssr.news.transitions import Transitions
 AGE = 86400.0  # seconds after its last click that an article is a candidate
 COMMON = 20000  # the mean of all users forgets: its newest term counts for 1/20000 at least
 COMPACT_EVERY = 3600.0  # seconds of the clock
-SWEEP_AT_A_TIME = 64  # articles whose transitions advance brings up to date after that
+SWEEP_AT_A_TIME = 16  # articles whose transitions advance brings up to date after that
 REBASE_AFTER = 100.0 * min(WINDOWS + PASSAGES)  # seconds; exp(+age/w) must not overflow
 _WINDOWS, _PASSAGES = np.array(WINDOWS), np.array(PASSAGES)
 
