@@ -201,6 +201,13 @@ def test_every_flag_is_described(pages):
     assert not described - flags - others - OTHERS_FLAGS
 
 
+@pytest.mark.parametrize("page", ["docs/internals.md", "docs/cn/internals.md"])
+def test_every_module_is_on_the_map(page):
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ssr").rglob("*.py")
+               if path.name != "__init__.py"}
+    assert set(re.findall(r"^\| `(ssr/\S+)` \|", (ROOT / page).read_text("utf-8"), re.M)) == modules
+
+
 # --- every command, run ---------------------------------------------------------------------------
 
 
