@@ -57,7 +57,7 @@ class Trained:
             grown.write(f.read() + "\n")
         self.encoder = IdEncoder.load(self.checkpoint, "grown_tokens.txt", vocab_size=61)
         self.index = os.path.abspath("index")
-        build_index(self.index, "model_output", 1, self.checkpoint.meta,
+        build_index(self.index, self.checkpoint,
                     ItemFiles("items.txt", "item_tokens.txt", "tokens.txt"))
         self.names = [*read_items("items.txt"), "new"]
         self.data = reader.construct_test_data("test_data", "vocab.txt")
