@@ -2,8 +2,9 @@
 their links lead somewhere, every flag stands somewhere.
 
 A fenced block is `sh` or `python`, which is run, `text`, the output of the blocks before it, or has
-no name: a drawing. All blocks of a file run one after the other in a copy of the checkout, with made-up data
-under the names that the file uses. What PARSED names is parsed only; nothing else is left out.
+no name: a drawing. All blocks of a file run one after the other in a copy of the checkout, with
+made-up data under the names that the file uses. What PARSED names is parsed only; nothing else is
+left out.
 """
 
 import contextlib
