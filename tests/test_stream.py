@@ -330,7 +330,7 @@ def test_room_follows_the_traffic():
         start = burst * 4000.0
         take_in(state, [(10000 * burst + item, [10000 * burst + (item + 1) % items], start)
                         for item in range(items)])
-        for second in range(1, 200):
+        for second in range(1, 400):
             state.advance(start + second)
         assert len(asked(state, None, [], start + 400)) == len(state) == items
         assert items <= len(state.articles.ids) <= max(1024, 2 * items)
