@@ -315,7 +315,9 @@ def test_a_reader_beside_builds_always_finds_an_index(made, path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not failures and len(opened) > 10
+    if failures:
+        raise failures[0]
+    assert len(opened) > 10
 
 
 def test_names_of_the_package_are_lazy():

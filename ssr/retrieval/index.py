@@ -98,7 +98,7 @@ class Index:
             except BaseException as error:
                 store.close()
                 # Or else build --overwrite has just taken away what was being opened.
-                if not isinstance(error, UserError) or not store.is_replaced():
+                if not isinstance(error, (UserError, OSError)) or not store.is_replaced():
                     raise
 
     def __enter__(self):

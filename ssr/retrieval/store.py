@@ -108,8 +108,8 @@ class Store:
             self._vectors, self.change = _load(self.items, self.directory)
             self._unsaved = 0  # rows that changed since the faiss file was written
             self.refresh()
-        except StoreError:
-            if current_build(self.path) == self.directory:
+        except (StoreError, OSError):
+            if not self.is_replaced():
                 raise
             if self.items:
                 self.items.close()
