@@ -40,9 +40,8 @@ class StreamMethod(Method):
         return self.encoder.vectors[item] if self.encoder.has_vector[item] else None
 
     def prepare(self, clicks):
-        sessions = [[part for item in click.before if (part := self._embedded(item)) is not None]
-                    for click in clicks]
-        users = self.encoder.encode_sessions(sessions)
+        users = self.encoder.encode_sessions(
+            [self.encoder.newest(click.before, self._embedded) for click in clicks])
         self._users.update((click.number, user) for click, user in zip(clicks, users))
 
     def _embedded(self, item):
@@ -90,8 +89,7 @@ class Frozen(Method):
     def prepare(self, clicks):
         asked = [click for click in clicks if click.asked]
         users = self.encoder.encode_sessions(
-            [[part for item in click.before if (part := self.encoder.click(item)) is not None]
-             for click in asked])
+            [self.encoder.newest(click.before, self.encoder.click) for click in asked])
         self._users = {click.number: user for click, user in zip(asked, users)}
 
     def rank(self, click):
