@@ -280,12 +280,12 @@ def test_a_killed_process_loses_the_last_second_at_most(built):
     script = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-import retrieve
-from ssr.news.stream import Scoring
+from ssr.news import Scoring
+from ssr.retrieval import Click, Index
 with Index.open("index", True, Scoring()) as index:
     number = int(sys.argv[2])
     while True:
-        index.click([live.Click(f"s{number % 7}", f"n{number % 50:04d}", time.time())])
+        index.click([Click(f"s{number % 7}", f"n{number % 50:04d}")])
         number += 1
         print(number, time.time(), flush=True)
 """

@@ -667,7 +667,7 @@ def apply(state, change):
 def test_a_build_that_is_killed_leaves_the_old_index(built, capsys):
     before = sorted(os.listdir("index"))
     for wait in (0.0, 0.02, 0.05, 0.1):
-        code = ("import retrieve, store; create = store.create\n"
+        code = ("import retrieve; from ssr.retrieval import store; create = store.create\n"
                 "def told(*args, **kwargs):\n    print('now', flush=True); create(*args, **kwargs)"
                 "\nstore.create = told\nretrieve.main(['build', '--overwrite'])")
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
