@@ -249,7 +249,7 @@ def print_parts(path, sessions):
             ("find the clicks", lambda i: store.items.find(sorted(set(sessions[i])))),
             ("encode the session", lambda i: encoder.encode_sessions([clicks[i]])),
             ("search", lambda i: store.search(users[i], K)),
-            ("fetch the texts", lambda i: store.items.get(keys[i])),
+            ("fetch the texts", lambda i: store.items.texts(keys[i])),
             ("all of Index.query", lambda i: index.query(sessions[i], K))]
         print("\n| part | ms |\n|---|---|")
         for name, part in parts:

@@ -476,11 +476,12 @@ def contents(opened):
     probe = vector_of(77)
     scores, keys = opened.search(probe[None], 1000)
     keys, scores = keys[0][keys[0] >= 0].tolist(), scores[0][keys[0] >= 0]
-    by_key = opened.items.get(keys)
+    texts = opened.items.texts(keys)
     assert len(keys) == len(set(keys)) == len(stored)
     for key, score in zip(keys, scores):
-        item = stored[by_key[key].id]
-        assert item.text == by_key[key].text
+        id, text = texts[key]
+        item = stored[id]
+        assert item.text == text
         assert score == pytest.approx(float(item.vector @ probe), abs=1e-5)
     assert (np.diff(scores) <= 0).all()
     return {item.id: item.text for item in stored.values()}

@@ -276,8 +276,8 @@ class Index:
 
     def _encode_keys(self, sessions):
         """The vectors of sessions of keys, a list, None where there is none."""
-        stored = self.store.items.get(sorted({key for session in sessions for key in session}))
-        clicks = [[self._click_of(key, stored[key].bag) for key in session] for session in sessions]
+        bags = self.store.items.bags(sorted({key for session in sessions for key in session}))
+        clicks = [[self._click_of(key, bags[key]) for key in session] for session in sessions]
         return self._encoder.encode_sessions([[click for click in session if click is not None]
                                               for session in clicks])
 

@@ -200,10 +200,11 @@ class Items:
 
     def find(self, ids):
         """{id: KnownItem} of those of the ids, strings, that are known, removed ones included."""
-        rows = self._ask(f"SELECT id, key, bag, removed, {self._crcs} FROM items "
+        crc = "bag_crc" if self.has_checksums else "NULL"
+        rows = self._ask(f"SELECT id, key, bag, removed, {crc} FROM items "
                          "WHERE id IN (SELECT value FROM json_each(?))", json.dumps(ids))
         known = {}
-        for id, key, bag, removed, _, crc, _ in rows:
+        for id, key, bag, removed, crc in rows:
             if self.has_checksums and not _is_intact(id, bag, crc):
                 raise self._damaged_item(key, id)
             known[id] = KnownItem(key, np.frombuffer(bag, "<i4"), bool(removed))
@@ -211,27 +212,24 @@ class Items:
 
     def texts(self, keys):
         """{key: (id, text)} of keys, ints. Raises StoreError where one is not there."""
-        rows = self._ask(f"SELECT key, id, text, {self._crcs} FROM items "
+        return {key: (id, text) for key, id, text in self._column("text", keys)}
+
+    def bags(self, keys):
+        """{key: bag <int32>[n]} of keys, ints. Raises StoreError where one is not there."""
+        return {key: np.frombuffer(bag, "<i4") for key, _, bag in self._column("bag", keys)}
+
+    def _column(self, name, keys):
+        """[(key, id, value of a column)] of keys: a query reads no more than it needs."""
+        crc = f"{name}_crc" if self.has_checksums else "NULL"
+        rows = self._ask(f"SELECT key, id, {name}, {crc} FROM items "
                          "WHERE key IN (SELECT value FROM json_each(?))", json.dumps(keys))
-        texts = {}
-        for key, id, text, crc, _, _ in rows:
-            if self.has_checksums and not _is_intact(id, text, crc):
+        for key, id, value, crc in rows:
+            if self.has_checksums and not _is_intact(id, value, crc):
                 raise self._damaged_item(key, id)
-            texts[key] = id, text
-        self._check_all(keys, texts)
-        return texts
-
-    def get(self, keys):
-        """{key: StoredItem} of keys, ints. Raises StoreError where one is not there."""
-        stored = {item.key: item for item in self._select(
-            "key IN (SELECT value FROM json_each(?))", json.dumps(keys))}
-        self._check_all(keys, stored)
-        return stored
-
-    def _check_all(self, keys, stored):
-        missing = set(keys).difference(stored)
+        missing = set(keys).difference(row[0] for row in rows)
         if missing:
             raise self._damaged(f"there is no item {min(missing)}")
+        return [row[:3] for row in rows]
 
     def vector(self, key):
         """<float32>[dim] of a candidate, None for what is none."""
