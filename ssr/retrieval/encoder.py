@@ -9,8 +9,8 @@ cannot be:
     nets.SequenceSemanticRetrieval   sequences end to end, every prefix, gradients, CPU and GPU
     ssr.kernels.static               padded: a static graph has no loop over lengths that are
                                      numpy's, and paddle.inference runs nothing else (export.py)
-    FrozenUsers                      numpy: a single session takes a third of the time, because what
-                                     it costs is the number of Paddle's calls
+    FrozenUsers                      numpy: what a single session costs is the number of Paddle's
+                                     calls, and here there are none
 
 The GRU itself is written once for the first and the last (ssr.kernels.gru.packed_gru).
 tests/test_encoder.py holds all three to the same vectors.
@@ -126,8 +126,14 @@ class Encoder:
     def _embed_few(self, bags):
         """As _embed_bags, in numpy: quicker for the clicks of a session."""
         lengths = np.array([len(bag) for bag in bags])
-        rows = np.concatenate(bags).astype(np.int64)
-        return np.add.reduceat(self.model.embed(rows).numpy(), np.cumsum(lengths) - lengths)
+        return np.add.reduceat(self._rows[np.concatenate(bags)], np.cumsum(lengths) - lengths)
+
+    @cached_property
+    def _rows(self):
+        """The embedding table, numpy <float32>[rows, members * dim]: on a CPU the memory of the
+        model's own, no copy of it."""
+        table = self.model.embedding.weight
+        return np.asarray(table.get_tensor()) if table.place.is_cpu_place() else table.numpy()
 
     # --- items
 
