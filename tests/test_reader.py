@@ -185,7 +185,8 @@ def test_paired_negatives_are_drawn_by_clicks_and_are_never_the_target(alpha):
     clicks = dataset.item_clicks().astype(float)
     weight = np.where(clicks > 0, clicks, 0) ** alpha if alpha else np.ones(6)
     positive = np.repeat(np.arange(5), 4000)
-    negatives = UniformNegatives(dataset.vocab_size, 3) if not alpha else PopularityNegatives(dataset, 3, alpha)
+    negatives = (PopularityNegatives(dataset, 3, alpha) if alpha else
+                 UniformNegatives(dataset.vocab_size, 3))
     candidates, log_inclusion = negatives.candidates(np.random.default_rng(1), positive)
     assert candidates.shape == (20000, 4) and log_inclusion is None
     assert (candidates[:, 0] == positive).all()

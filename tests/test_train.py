@@ -486,7 +486,8 @@ def test_training_errors(in_sample, capsys, prepare, flags, message):
     ["--epochs", "0"], ["--batch_size", "-1"], ["--use_cuda", "2"], ["--base_lr", "nan"],
     ["--seed", "-1"], ["--max_len", "0"], ["--num_devices", "2"], ["--user_encoder", "lstm"],
     ["--enable_ce", "--seed", "3"], ["--base_lr", "fast"], ["--patience", "2"],
-    ["--num_negatives", "0"], ["--scale", "3"], ["--pooling", "max_last_clicks", "--user_encoder", "bow"],
+    ["--num_negatives", "0"], ["--scale", "3"],
+    ["--pooling", "max_last_clicks", "--user_encoder", "bow"],
     ["--recipe", "strong", "--hidden_size", "64"], ["--dropout", "1"], ["--members", "0"],
 ])
 def test_flags_out_of_range_or_contradictory(flags, capsys):
