@@ -1,14 +1,15 @@
-# make demo      install the CPU build, train on the sample, evaluate, show recommendations
-# make test      install what the tests need and run the fast ones
-# make test-all  the slow ones too: they start clusters, kill processes and run the docs
-# make lint      check the code with ruff
-# make clean     remove what these made
+# make demo       install the CPU build, train on the sample, evaluate, show recommendations
+# make test       install what the tests need and run the fast ones
+# make test-slow  the slow ones: they start clusters, kill processes and run the docs
+# make test-all   all of them
+# make lint       check the code with ruff
+# make clean      remove what these made
 
 PYTHON ?= python3
 VENV ?= .venv
 PADDLE ?=  # another version, say paddlepaddle==3.3.1
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-slow test-all lint clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python train.py --train_dir train_data --use_cuda 0 --batch_size 50 \
@@ -21,6 +22,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-tests
 	$(VENV)/bin/python -m pytest -q
+
+test-slow: $(VENV)/installed-tests
+	$(VENV)/bin/python -m pytest -q -m slow
 
 test-all: $(VENV)/installed-tests
 	$(VENV)/bin/python -m pytest -q -m ""
