@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import sys
 import signal
 import warnings
 import zlib  # noqa: F401  before Paddle: libpaddle 2.6.2 shadows zlib's symbols and breaks gzip
@@ -29,9 +30,11 @@ def __getattr__(name):
 
 def before_paddle(**variables):
     """Sets environment variables that Paddle reads when it is loaded; what the user has set stays.
-    In a process that has loaded it already they have no effect."""
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)
+    Does nothing in a process that has loaded it already, since child processes would have what this
+    one has not."""
+    if "paddle" not in sys.modules:
+        for name, value in variables.items():
+            os.environ.setdefault(name, value)
 
 
 def _load_paddle():
