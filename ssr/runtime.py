@@ -12,8 +12,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import sys
 import signal
+import sys
 import warnings
 import zlib  # noqa: F401  before Paddle: libpaddle 2.6.2 shadows zlib's symbols and breaks gzip
 
