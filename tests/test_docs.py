@@ -34,6 +34,7 @@ HAS_SERVER = paddle.__version__ in ("2.6.2", "3.0.0")
 # A pattern of commands that are parsed, not run, and why.
 PARSED = {
     r"CUDA_VISIBLE_DEVICES=": "needs GPUs",
+    r"CPU_NUM=10 ": "needs ten cores to be quick; test_parallel.py runs it",
     r"[AB]\$ ": "needs several machines; test_cluster.py has the processes on one",
     r"python -m paddle\.distributed\.launch": "needs several machines; test_parallel.py starts it",
     r"make |python3 -m venv|\. |pip install|python -m pytest": "installs; .ci/run does it",
