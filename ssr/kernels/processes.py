@@ -42,8 +42,9 @@ def start_workers(num_workers, use_cuda):
         for rank, (environment, descriptors) in enumerate(links):
             environment = {**os.environ, **environment, "PADDLE_TRAINER_ID": str(rank),
                            "PADDLE_TRAINERS_NUM": str(num_workers), STARTED: "1"}
-            workers.append(subprocess.Popen([sys.executable, *sys.argv], env=environment,
-                                            pass_fds=descriptors, preexec_fn=_in_worker()))
+            with _interrupts_held_back():
+                workers.append(subprocess.Popen([sys.executable, *sys.argv], env=environment,
+                                                pass_fds=descriptors, preexec_fn=_in_worker()))
         for descriptor in {number for _, descriptors in links for number in descriptors}:
             os.close(descriptor)  # who waits for a worker that is gone must find the other end shut
         return _watch(workers)
@@ -86,6 +87,17 @@ def _free_ports(count):
     return ports
 
 
+@contextlib.contextmanager
+def _interrupts_held_back():
+    """Ctrl-C comes after the block: a child that is not yet the worker would take it for its
+    own."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 def _in_worker():
     """What a child runs before it becomes the worker."""
     try:
@@ -96,6 +108,7 @@ def _in_worker():
 
     def run():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the parent to handle
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         if prctl:  # not even a parent that is killed leaves the worker behind
             prctl(set_parent_death_signal, signal.SIGKILL)
     return run
