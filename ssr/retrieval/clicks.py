@@ -19,7 +19,7 @@ from ssr.retrieval.values import Item, check_item
 
 logger = logging.getLogger(__name__)
 
-FLUSH_EVERY = 0.5  # seconds
+FLUSH_EVERY = 0.25  # seconds: within one the disk has a click, also where the machine is busy
 FLUSH_PATIENCE = 20.0  # seconds that closing tries to write what is left
 MAX_BACKLOG = 100_000  # clicks in memory that wait for the disk, half a KB each
 LOCK_PATIENCE = 2.0  # seconds that one attempt waits for another process's lock
