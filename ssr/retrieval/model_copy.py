@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -51,7 +50,7 @@ def describe(checkpoint, directory):
     names = [os.path.join(MODEL_DIR, name + ".json"), text.TOKENS_FILE, text.CUTTING_FILE]
     return {"model": made_by, "epoch": checkpoint.epoch,
             "digest": model_digest(_copy_in(directory, checkpoint.epoch)),
-            "files": {name: _file_digest(os.path.join(directory, name)) for name in names
+            "files": {name: utils.file_digest(os.path.join(directory, name)) for name in names
                       if os.path.exists(os.path.join(directory, name))}}
 
 
@@ -88,15 +87,7 @@ def _check_files(directory, details):
     for name, digest in details.get("files", {}).items():  # none in format 1
         path = os.path.join(directory, name)
         try:
-            if _file_digest(path) != digest:
+            if utils.file_digest(path) != digest:
                 raise StoreError(f"{path} is damaged: {REMEDY}")
         except OSError as error:
             raise StoreError(f"cannot read {path} ({error.strerror}): {REMEDY}") from error
-
-
-def _file_digest(path):
-    sha = hashlib.sha256()
-    with open(path, "rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            sha.update(block)
-    return sha.hexdigest()
