@@ -105,9 +105,9 @@ def save_checkpoint(model_dir, epoch, model, optimizer_state, meta):
     return path
 
 
-def file_digest(path):
-    """The SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
+def file_digest(path, before=b""):
+    """The SHA-256 of a file, 64 hexadecimal digits. before: bytes that are digested before it"""
+    digest = hashlib.sha256(before)
     with open(path, "rb") as f:
         for block in iter(lambda: f.read(1 << 20), b""):
             digest.update(block)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -74,9 +73,5 @@ def max_len_of(meta):
 
 def model_digest(checkpoint):
     """The SHA-256 of a Checkpoint's sizes and parameters, 64 hexadecimal digits."""
-    sha = hashlib.sha256(json.dumps(checkpoint.meta["model"], sort_keys=True).encode())
     path = os.path.join(checkpoint.model_dir, f"epoch_{checkpoint.epoch}.pdparams")
-    with open(path, "rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            sha.update(block)
-    return sha.hexdigest()
+    return utils.file_digest(path, json.dumps(checkpoint.meta["model"], sort_keys=True).encode())

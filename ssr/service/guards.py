@@ -17,8 +17,6 @@ from ssr.service.logs import NoRepetitions
 logger = logging.getLogger(__name__)
 logger.addFilter(NoRepetitions())
 
-LOCAL_NAMES = ("localhost", "*.localhost")
-
 
 # --- refusals -------------------------------------------------------------------------------------
 
