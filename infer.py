@@ -5,7 +5,7 @@
     python infer.py --start_index 10 --output top.tsv --items_path items.txt
     python infer.py --start_index 10 --candidates unknown    # a model of train.py --item_tokens
 
-How items are ranked, and what has no vector: evaluation.py.
+How items are ranked, and what has no vector: ssr/evaluation/ranking.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import numpy as np
 import reader
 import utils
 from ssr.errors import DataError, SetupError
+from ssr.evaluation import ranking
+from ssr.evaluation.queries import make_queries
 from ssr.files import write_atomically
-from ssr.retrieval import evaluation
 from ssr.retrieval.checkpoint import best_epoch
 from ssr.retrieval.encoder import IdEncoder
 from ssr.training.checkpoints import Checkpoint
@@ -169,13 +170,13 @@ def infer(args, file=None):
         begin = time.time()
         encoder = IdEncoder.load(Checkpoint(args.model_dir, epoch, meta), args.item_tokens)
         candidates = choose_candidates(args.candidates, encoder)
-        queries = evaluation.make_queries(dataset, encoder.has_vector, args.positions)
+        queries = make_queries(dataset, encoder.has_vector, args.positions)
         if args.candidates != "all":
             queries = queries.select(candidates[queries.labels])
         top = None
         if file:
             top = TopWriter(file, queries, names, max(args.topk), epoch)
-        ranks = evaluation.evaluate(encoder, queries, candidates, args.batch_size, top)
+        ranks = ranking.evaluate(encoder, queries, candidates, args.batch_size, top)
         print_metrics(f"{args.model_dir}/epoch_{epoch}", queries, ranks, encoder, args.topk,
                       time.time() - begin)
     return 0

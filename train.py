@@ -29,9 +29,10 @@ import numpy as np
 import utils
 from nets import check_architecture
 from ssr.errors import SetupError
+from ssr.evaluation import ranking
+from ssr.evaluation.queries import make_queries
 from ssr.kernels.exchange import GradientExchange, connect
 from ssr.kernels.processes import rank_and_size, start_workers, was_started
-from ssr.retrieval import evaluation
 from ssr.retrieval.encoder import IdEncoder
 from ssr.runtime import paddle
 from ssr.training import flags
@@ -158,9 +159,9 @@ def make_validation(run):
     validation sessions, or all but the first; None without such sessions."""
     def validate(model):
         encoder = IdEncoder(model, run.content, run.settings.max_len)
-        queries = evaluation.make_queries(run.valid, encoder.has_vector, run.settings.targets)
+        queries = make_queries(run.valid, encoder.has_vector, run.settings.targets)
         model.eval()
-        ranks = evaluation.evaluate(encoder, queries, encoder.has_vector, VALID_BATCH)
+        ranks = ranking.evaluate(encoder, queries, encoder.has_vector, VALID_BATCH)
         model.train()
         recall, mrr = utils.recall_mrr(ranks, flags.VALID_K)
         return {f"valid_recall@{flags.VALID_K}": recall, f"valid_mrr@{flags.VALID_K}": mrr}

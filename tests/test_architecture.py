@@ -27,6 +27,7 @@ ARROWS = {
     "ssr.news": {"foundations"},  # numpy alone
     "ssr.retrieval": {"foundations", "ssr.runtime", "ssr.kernels", "core", "ssr.training",
                       "ssr.news", "ssr.preparation.text"},
+    "ssr.evaluation": {"foundations", "ssr.runtime", "ssr.kernels", "core", "ssr.retrieval"},
     "ssr.news.replay": {"foundations", "ssr.news", "ssr.retrieval"},
     "ssr.service": {"foundations", "ssr.retrieval", "ssr.preparation.text"},
     "ssr.cluster": {"foundations", "ssr.runtime", "ssr.kernels", "core", "ssr.training"},

@@ -13,8 +13,9 @@ import reader
 import retrieve
 import train
 import utils
+from ssr.evaluation import ranking
+from ssr.evaluation.queries import make_queries
 from ssr.kernels import ragged
-from ssr.retrieval import evaluation
 from ssr.retrieval.checkpoint import choose_checkpoint, load_model
 from ssr.retrieval.encoder import IdEncoder
 from ssr.retrieval.index import Index, Item
@@ -282,16 +283,16 @@ def test_unknown_items_are_ranked_by_their_words(with_unknown, capsys):
 
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_ranks_are_those_of_brute_force(with_unknown, positions, monkeypatch):
-    monkeypatch.setattr(evaluation, "CLICKS_AT_A_TIME", 50)
+    monkeypatch.setattr(ranking, "CLICKS_AT_A_TIME", 50)
     model = load_model(choose_checkpoint("model_output", 8))
     tokens = load_item_tokens("item_tokens.txt", 60, model.num_tokens)
     items = IdEncoder(model, ItemContent(model.item_clicks.numpy() > 0, tokens))
     assert items.has_vector.all() and (items.clicked == (np.arange(60) % 5 > 0)).all()
     dataset = reader.construct_test_data("test_data", "vocab.txt")
     candidates = ~items.clicked
-    queries = evaluation.make_queries(dataset, items.has_vector, positions)
+    queries = make_queries(dataset, items.has_vector, positions)
     queries = queries.select(candidates[queries.labels])
-    ranks = evaluation.evaluate(items, queries, candidates, batch_size=7)
+    ranks = ranking.evaluate(items, queries, candidates, batch_size=7)
     vectors = model.encode_item(items.embed(np.arange(60))).numpy()
     for session, position, label, rank in zip(queries.sessions, queries.positions, queries.labels,
                                               ranks):
@@ -299,7 +300,7 @@ def test_ranks_are_those_of_brute_force(with_unknown, positions, monkeypatch):
         clicks = dataset.items[begin:begin + position - 1].astype(np.int64)
         user = model.encode_user(items.embed(clicks), np.array([len(clicks)])).numpy()[0]
         scores = vectors[candidates] @ user
-        assert rank == (scores > vectors[label] @ user - evaluation.TIE).sum()
+        assert rank == (scores > vectors[label] @ user - ranking.TIE).sum()
 
 
 def test_an_index_finds_items_that_training_never_saw(with_unknown, capsys):

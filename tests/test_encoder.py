@@ -14,12 +14,14 @@ import reader
 import train
 import utils
 from ssr.errors import SetupError
+from ssr.evaluation import ranking
+from ssr.evaluation.queries import make_queries
 from ssr.kernels import static
 from ssr.news import AGE, Scoring
 from ssr.news.replay import SLICE, StreamMethod, replay
 from ssr.news.timeline import Timeline
 from ssr.preparation.text import read_items
-from ssr.retrieval import Click, Index, evaluation, export
+from ssr.retrieval import Click, Index, export
 from ssr.retrieval.building import ItemFiles, build_index
 from ssr.retrieval.checkpoint import choose_checkpoint, load_model, model_digest
 from ssr.retrieval.encoder import Bag, Embedding, Encoder, FrozenUsers, IdEncoder
@@ -129,13 +131,13 @@ def users_of_index(path, sessions):
 
 def users_of_evaluation(encoder, data, positions):
     """The vectors of all queries, None where a query has none."""
-    queries = evaluation.make_queries(data, encoder.has_vector, positions)
+    queries = make_queries(data, encoder.has_vector, positions)
     users = [None] * len(queries.labels)
 
     def keep(batch, vectors, ranker):
         for query, vector in zip(batch, vectors.numpy()):
             users[query] = vector
-    evaluation.evaluate(encoder, queries, encoder.has_vector, 7, keep)
+    ranking.evaluate(encoder, queries, encoder.has_vector, 7, keep)
     return users
 
 
@@ -173,7 +175,7 @@ def test_exported_towers_have_the_models_vectors(trained):
 
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_evaluation_has_the_models_vectors(trained, positions, monkeypatch):
-    monkeypatch.setattr(evaluation, "CLICKS_AT_A_TIME", 50)
+    monkeypatch.setattr(ranking, "CLICKS_AT_A_TIME", 50)
     small = IdEncoder.load(trained.checkpoint)  # the tokens of its training
     sessions = trained.sessions()
     expected = [trained.vector(session[:at]) for session in sessions
@@ -311,7 +313,7 @@ def test_only_the_newest_clicks_are_made():
 @pytest.mark.parametrize("max_len", [1, 3, 60, None])
 @pytest.mark.parametrize("parts", [{}, {"user_encoder": "bow"}, {"pooling": "max_last_clicks"}])
 def test_long_sessions_in_evaluation(positions, max_len, parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "CLICKS_AT_A_TIME", 40)
+    monkeypatch.setattr(ranking, "CLICKS_AT_A_TIME", 40)
     random = np.random.default_rng(0)
     (tmp_path / "sessions").write_text("\n".join(
         " ".join(map(str, random.integers(0, 30, length)))

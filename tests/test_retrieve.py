@@ -23,8 +23,9 @@ import reader
 import retrieve
 import train
 from ssr.errors import DataError, StoreError
+from ssr.evaluation import ranking
 from ssr.preparation import text
-from ssr.retrieval import Index, Item, building, builds, evaluation, store
+from ssr.retrieval import Index, Item, building, builds, store
 from ssr.retrieval.checkpoint import choose_checkpoint, load_model
 from ssr.retrieval.encoder import Encoder, IdEncoder
 from ssr.retrieval.vectors import Flat, SearchSettings, recall
@@ -87,7 +88,7 @@ def test_a_query_is_the_brute_force_of_evaluation(built):
     names = [line.split("\t") for line in open("items.txt").read().splitlines()]
     data = reader.construct_test_data("test_data", "vocab.txt")
     with Index.open("index") as index, paddle.no_grad():
-        ranker = evaluation.Ranker(IdEncoder(model), known)
+        ranker = ranking.Ranker(IdEncoder(model), known)
         for begin, end in zip(data.offsets[:20], data.offsets[1:]):
             clicks = data.items[begin:end].astype(np.int64)
             clicks = clicks[known[clicks]]
@@ -394,7 +395,7 @@ def test_an_ensemble_has_an_index(in_sample):
     model = load_model(choose_checkpoint("model_output", 1))
     known = model.item_clicks.numpy() > 0
     user = model.user(np.array([3, 5]), np.array([2]))
-    items, scores = evaluation.Ranker(IdEncoder(model), known).top(user, 5)
+    items, scores = ranking.Ranker(IdEncoder(model), known).top(user, 5)
     with open("items.txt", encoding="utf-8") as f:
         names = [line.rstrip("\n").split("\t")[0] for line in f]
     with Index.open("index") as index:

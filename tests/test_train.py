@@ -18,8 +18,9 @@ import train
 import utils
 from nets import PairwiseHingeLoss
 from ssr.errors import SetupError
+from ssr.evaluation import ranking
+from ssr.evaluation.queries import make_queries
 from ssr.files import write_atomically
-from ssr.retrieval import evaluation
 from ssr.retrieval.checkpoint import choose_checkpoint, load_model
 from ssr.retrieval.encoder import IdEncoder
 from ssr.training import flags
@@ -362,13 +363,13 @@ def test_ranks_are_those_of_brute_force(in_sample, positions, user_encoder, monk
     clicks = np.ones(60, np.int32)
     clicks[::4] = 0  # a quarter of the items is unknown
     checkpoint_with("model_output", item_clicks=clicks)
-    monkeypatch.setattr(evaluation, "SCORES_AT_A_TIME", 100)  # several chunks of the catalogue
-    monkeypatch.setattr(evaluation, "CLICKS_AT_A_TIME", 50)  # and of the sessions
+    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", 100)  # several chunks of the catalogue
+    monkeypatch.setattr(ranking, "CLICKS_AT_A_TIME", 50)  # and of the sessions
     model = load_model(choose_checkpoint("model_output", 1))
     dataset = reader.construct_test_data("test_data", "vocab.txt")
     known = model.item_clicks.numpy() > 0
-    queries = evaluation.make_queries(dataset, known, positions)
-    ranks = evaluation.evaluate(IdEncoder(model), queries, known, batch_size=7)
+    queries = make_queries(dataset, known, positions)
+    ranks = ranking.evaluate(IdEncoder(model), queries, known, batch_size=7)
     expected = brute_force_ranks(model, dataset, positions)
     assert (expected == 0).any() and (expected > 0).any()
     np.testing.assert_array_equal(ranks, expected)
@@ -425,7 +426,7 @@ def test_sessions_of_two_and_of_two_thousand_clicks(in_sample, capsys):
 
 def test_output_lists_the_top_items_with_raw_ids(in_sample, monkeypatch):
     run_train("--epochs", 1)
-    monkeypatch.setattr(evaluation, "SCORES_AT_A_TIME", 500)  # the best of several chunks
+    monkeypatch.setattr(ranking, "SCORES_AT_A_TIME", 500)  # the best of several chunks
     assert infer.main(["--topk", "3", "7", "--output", "top.tsv"]) == 0
     with open("top.tsv") as f:
         header, *lines = [line.rstrip("\n").split("\t") for line in f]

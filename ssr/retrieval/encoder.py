@@ -193,7 +193,7 @@ class IdEncoder(Encoder):
 
     def __init__(self, model, content=None, max_len=None, vocab_size=None):
         """model: as of Encoder; one that is still trained may be asked for items and by
-        evaluation.py"""
+        ssr.evaluation.ranking"""
         super().__init__(model, max_len)
         self.content, self.clicked = content, clicked_items(model, vocab_size)
         self.has_vector = self.clicked if content is None else content.has_vector

@@ -1,0 +1,62 @@
+"""What is asked of a model or baseline: sessions, cut into what was clicked and what came next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Queries(NamedTuple):
+    """What is asked, the same for every epoch of a run.
+
+    clicks: <int64>[clicks], the sessions' clicks that have a vector, without the last click of
+        each, which is only ever a label; end to end
+    lengths: <int64>[sessions], how many of these each session has, 0 allowed
+    labels: <int64>[queries], the items that were clicked next
+    sources: <int64>[queries], the place in clicks where the query's sequence ends; -1 where no
+        click with a vector comes before the label
+    sessions, positions: <int64>[queries], the label is click number `position` of the session;
+        both from 1 on
+    skipped: clicks without a vector that were left out of the sequences
+    """
+
+    clicks: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    sources: np.ndarray
+    sessions: np.ndarray
+    positions: np.ndarray
+    skipped: int
+
+    def select(self, chosen):
+        """The chosen ones among the queries. chosen: <bool>[queries]"""
+        return self._replace(**{name: getattr(self, name)[chosen] for name in
+                                ("labels", "sources", "sessions", "positions")})
+
+
+def make_queries(dataset, has_vector, positions):
+    """Cuts sessions into sequences and labels, and leaves out the clicks whose items have no
+    vector.
+
+    dataset: reader.YoochooseDataset
+    has_vector: <bool>[V]
+    positions: "last" for one query a session, "all" for one at each click but the first
+    """
+    items = np.asarray(dataset.items, np.int64)
+    starts, last = dataset.offsets[:-1], dataset.offsets[1:] - 1
+    session = np.arange(len(starts))
+    if positions == "all":
+        session = np.repeat(session, last - starts)
+        label_at = np.delete(np.arange(len(items)), starts)
+    else:
+        label_at = last
+    inputs = np.delete(np.arange(len(items)), last)
+    encodable = inputs[has_vector[items[inputs]]]
+    # A sequence ends at the last of these before its label, if that is of the same session.
+    sources = np.searchsorted(encodable, label_at) - 1
+    begin = np.searchsorted(encodable, starts)
+    sources[sources < begin[session]] = -1
+    return Queries(items[encodable], np.diff(begin, append=len(encodable)), items[label_at],
+                   sources, session + 1, label_at - starts[session] + 1,
+                   len(inputs) - len(encodable))
