@@ -45,8 +45,9 @@ import sys
 
 from ssr.commands import Parser, number, run
 
+from ssr.data_directory import PARTS
 from ssr.preparation.click_log import YOOCHOOSE_COLUMNS, Columns, open_table, open_yoochoose
-from ssr.preparation.filtering import PARTS, Rules
+from ssr.preparation.filtering import Rules
 from ssr.preparation.from_clicks import prepare_clicks
 from ssr.preparation.from_sessions import prepare_sessions
 from ssr.preparation.numbering import NO_EARLIER_RUN, read_earlier_run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ import re
 import numpy as np
 
 from ssr.errors import SetupError
-from ssr.files import write_atomically, write_json
+from ssr.files import file_digest, write_atomically, write_json
 from ssr.pickled import load_arrays
 from ssr.runtime import paddle
 
@@ -103,15 +102,6 @@ def save_checkpoint(model_dir, epoch, model, optimizer_state, meta):
         meta, epoch=epoch, bytes={suffix: os.path.getsize(path + suffix) for suffix in states},
         digests={suffix: file_digest(path + suffix) for suffix in states}))
     return path
-
-
-def file_digest(path, before=b""):
-    """The SHA-256 of a file, 64 hexadecimal digits. before: bytes that are digested before it"""
-    digest = hashlib.sha256(before)
-    with open(path, "rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def checkpoint_epochs(model_dir):
@@ -246,16 +236,21 @@ def remove_checkpoints(model_dir, after=0):
 # --- metrics --------------------------------------------------------------------------------------
 
 
-def recall_mrr(ranks, k):
-    """Recall@k and MRR@k.
+def hits(ranks, k):
+    """What each query adds to recall@k and MRR@k: <bool>[queries], whether its label is among the
+    best k, and <float64>[queries], 1 / its rank if so and 0 if not.
 
     ranks: <int64>[queries], from 1 on; a query whose label cannot be ranked has rank 0, a miss
-    returns two floats, 0.0 where there are no queries
     """
     hit = (ranks > 0) & (ranks <= k)
+    return hit, np.divide(1.0, ranks, out=np.zeros(len(ranks)), where=hit)
+
+
+def recall_mrr(ranks, k):
+    """Recall@k and MRR@k, two floats, 0.0 where there are no queries. ranks: as in hits"""
     if not len(ranks):
         return 0.0, 0.0
-    return float(hit.mean()), float(np.sum(1.0 / ranks[hit]) / len(ranks))
+    return tuple(float(gains.mean()) for gains in hits(ranks, k))
 
 
 def show_recall_mrr(ranks, k):

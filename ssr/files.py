@@ -79,6 +79,15 @@ def shown_name(path):
     return "standard input" if path == "-" else path
 
 
+def file_digest(path, before=b""):
+    """The SHA-256 of a file, 64 hexadecimal digits. before: bytes that are digested before it"""
+    digest = hashlib.sha256(before)
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def items_digest(path):
     """The SHA-256 of the raw ids in a file whose line i begins with the raw id of item i, before a
     tab: 64 hexadecimal digits, None where there is no such file. Texts may change, the order of the

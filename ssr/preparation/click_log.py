@@ -38,6 +38,7 @@ class Log(NamedTuple):
     path: the file
     scan: all of its columns, lazily; those of a text file are all strings
     columns: the names of those that a click is made of
+    layout: "yoochoose" or "table"
     separator: what is between the fields of a text file, None for Parquet
     header: how many records come before the first click
     quoted: whether fields of a text file can be quoted
@@ -46,6 +47,7 @@ class Log(NamedTuple):
     path: str
     scan: pl.LazyFrame
     columns: Columns
+    layout: str
     separator: Optional[str] = None
     header: int = 0
     quoted: bool = False
@@ -61,7 +63,7 @@ def open_yoochoose(path) -> Log:
     log_lines.check_compression(path)
     scan = pl.scan_csv(path, has_header=False, quote_char=None, glob=False,
                        schema=dict.fromkeys(YOOCHOOSE_COLUMNS, pl.String))
-    return Log(path, scan, Columns("session", "item", "timestamp"), separator=",")
+    return Log(path, scan, Columns("session", "item", "timestamp"), "yoochoose", ",")
 
 
 def open_table(path, columns: Columns, separator=None) -> Log:
@@ -75,7 +77,7 @@ def open_table(path, columns: Columns, separator=None) -> Log:
     if name.endswith((".parquet", ".pq")):
         if separator:
             raise DataError(f"{path}: Parquet has no separator: leave --separator out")
-        log = Log(path, pl.scan_parquet(path, glob=False), columns)
+        log = Log(path, pl.scan_parquet(path, glob=False), columns, "table")
     else:
         separator = separator or SEPARATORS.get(os.path.splitext(name.removesuffix(".gz"))[1])
         if separator is None:
@@ -83,7 +85,7 @@ def open_table(path, columns: Columns, separator=None) -> Log:
                             ".txt, each also with .gz, and .parquet are known): give --separator")
         log_lines.check_compression(path)
         scan = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
-        log = Log(path, scan, columns, separator, header=1, quoted=True)
+        log = Log(path, scan, columns, "table", separator, header=1, quoted=True)
     schema = _schema(log)
     for what, name in columns._asdict().items():
         _check_column(log, schema, name, f"--{what}_column")

@@ -12,9 +12,9 @@ from typing import Callable, NamedTuple
 import numpy as np
 import polars as pl
 
+from ssr.data_directory import PARTS
 from ssr.errors import DataError
 
-PARTS = ("train", "valid", "test")
 DAY_US = 86_400 * 1_000_000
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Callable
 
+from ssr.data_directory import Description, PartSize, sessions_name, times_name
 from ssr.errors import DataError
 from ssr.preparation.click_log import Log, check_item_columns, read_clicks, read_item_columns
 from ssr.preparation.filtering import Rules, Stage, filter_and_split
 from ssr.preparation.numbering import NO_EARLIER_RUN, EarlierRun, number_items
-from ssr.preparation.output import Output, sessions_name, times_name
+from ssr.preparation.output import Output
 from ssr.preparation.writing import (
     Catalogue,
     TextSettings,
@@ -52,7 +53,10 @@ def prepare_clicks(log: Log, output_dir, rules: Rules, settings: TextSettings, *
         _write_parts(output, sessions, new_ids, keep_times)
         num_train = sessions["train"]["item"].explode().n_unique()
         written = write_items(output, raw_ids, num_train, catalogue, settings, earlier)
-        output.commit()
+        sizes = {part: PartSize(len(frame), int(frame["item"].list.len().sum()))
+                 for part, frame in sessions.items()}
+        output.commit(Description(written.items, written.num_tokens, log.layout, "UTC", sizes,
+                                  output.files))
     return written
 
 

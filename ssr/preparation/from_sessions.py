@@ -6,10 +6,11 @@ import itertools
 import re
 from typing import Callable, Mapping, Sequence
 
+from ssr.data_directory import Description, PartSize, sessions_name, times_name
 from ssr.errors import DataError
 from ssr.preparation.filtering import Stage
 from ssr.preparation.numbering import NO_EARLIER_RUN, EarlierRun, ItemNumbers, PartNumbers
-from ssr.preparation.output import Output, sessions_name, times_name
+from ssr.preparation.output import Output
 from ssr.preparation.writing import (
     TextSettings,
     Written,
@@ -29,7 +30,7 @@ def prepare_sessions(files: Mapping[str, Sequence[str]], times: Mapping[str, Seq
     """Numbers the items of session files and writes the output directory, all of it or nothing.
 
     files: {part: paths}, a session a line, raw ids with white space between; the parts, of which
-        "train" must be one, in the order of filtering.PARTS
+        "train" must be one, in the order of data_directory.PARTS
     times: {part: paths} of the times of their clicks; a file of times belongs to the file of
         sessions in its place and has the same shape
     earlier: the run whose items keep their ids
@@ -43,8 +44,11 @@ def prepare_sessions(files: Mapping[str, Sequence[str]], times: Mapping[str, Seq
                 inputs) as output:
         # Small files first: what is wrong with them is told before the work.
         catalogue = read_catalogue(settings.items_path)
+        sizes = {}
         for part, paths in files.items():
-            on_stage(_write_part(output, part, paths, numbers))
+            stage = _write_part(output, part, paths, numbers)
+            sizes[part] = PartSize(stage.sessions, stage.clicks)
+            on_stage(stage)
             if part == "train":
                 num_train = len(numbers)
         for part, paths in times.items():
@@ -52,7 +56,8 @@ def prepare_sessions(files: Mapping[str, Sequence[str]], times: Mapping[str, Seq
                 for path, sessions_path in zip(paths, files[part]):
                     copy_times(path, sessions_path, out)
         written = write_items(output, numbers.raw_ids(), num_train, catalogue, settings, earlier)
-        output.commit()
+        output.commit(Description(written.items, written.num_tokens, "sessions", None, sizes,
+                                  output.files))
     return written
 
 

@@ -9,10 +9,9 @@ from typing import NamedTuple, Optional
 import numpy as np
 import polars as pl
 
+from ssr.data_directory import ITEM_TOKENS_FILE, ITEMS_FILE
 from ssr.errors import DataError
 from ssr.files import numbered_lines
-from ssr.preparation.output import ITEMS_FILE
-from ssr.preparation.text import ITEM_TOKENS_FILE
 
 
 class EarlierRun(NamedTuple):

@@ -1,4 +1,5 @@
-"""The directory that preprocessing writes to: all files appear at the end, or none."""
+"""The directory that preprocessing writes to: all files appear at the end, or none; and where it is
+stopped while they appear, data.json says so."""
 
 from __future__ import annotations
 
@@ -7,22 +8,21 @@ import os
 import shutil
 import tempfile
 
+from ssr.data_directory import (
+    DESCRIPTION_FILE,
+    ITEMS_FILE,
+    PARTS,
+    SESSIONS_FILE,
+    TOKEN_FILES,
+    VOCAB_FILE,
+    Description,
+    mark_incomplete,
+    sessions_name,
+    times_name,
+    write_description,
+)
 from ssr.errors import SetupError
-from ssr.preparation.filtering import PARTS
-from ssr.preparation.text import TOKEN_FILES
-
-SESSIONS_FILE = "sessions.txt"
-ITEMS_FILE, VOCAB_FILE = "items.txt", "vocab.txt"
-
-
-def sessions_name(part):
-    """The file of a part's sessions, below the directory."""
-    return os.path.join(f"{part}_data", SESSIONS_FILE)
-
-
-def times_name(part):
-    """The file of the times of a part's clicks, below the directory."""
-    return os.path.join(f"{part}_times", SESSIONS_FILE)
+from ssr.files import file_digest
 
 
 class Output:
@@ -32,17 +32,19 @@ class Output:
             with output.create("vocab.txt") as f:
                 f.write(b"500\\n")
             ...
-            output.commit()
+            output.commit(Description(items=500, ..., files=output.files))
 
     They are written to a temporary directory inside of it, and commit() moves them to their names.
     Without commit() they are removed, and so is the output directory if it did not exist before.
+    files: {name: (bytes, SHA-256)} of those that are written
     All methods raise SetupError.
     """
 
     def __init__(self, directory, parts, timed_parts=(), tokens=False, inputs=()):
         """parts: those with sessions; timed_parts: those with times, too; tokens: whether there
-        will be text.TOKEN_FILES; inputs: paths of files that must not be overwritten"""
+        will be TOKEN_FILES; inputs: paths of files that must not be overwritten"""
         self.directory = directory
+        self.files = {}
         self.names = [*map(sessions_name, parts), *map(times_name, timed_parts),
                       ITEMS_FILE, VOCAB_FILE, *(TOKEN_FILES if tokens else ())]
         # Files of an earlier run that this one does not replace have ids of another vocabulary.
@@ -53,7 +55,7 @@ class Output:
             self._check_folders(parts)
 
     def _check_inputs(self, inputs):
-        for name in self.names + self.outdated:
+        for name in [*self.names, *self.outdated, DESCRIPTION_FILE]:
             path = os.path.join(self.directory, name)
             if os.path.isdir(path):
                 raise SetupError(f"{path} is a directory, and preprocess.py has a file there: "
@@ -96,17 +98,21 @@ class Output:
             yield f
             f.flush()
             os.fsync(f.fileno())
+            self.files[name] = os.path.getsize(f.name), file_digest(f.name)
 
-    def commit(self):
-        """Moves all files to their names, in place of those of an earlier run."""
+    def commit(self, description: Description):
+        """Moves all files to their names, in place of those of an earlier run. While this lasts
+        data.json says that they do not belong together, in the end what they are."""
         with self._writing():
             for name in self.names:
                 os.makedirs(os.path.dirname(os.path.join(self.directory, name)), exist_ok=True)
+            mark_incomplete(self.directory)
             for name in self.outdated:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     os.remove(os.path.join(self.directory, name))
             for name in self.names:
                 os.replace(self._temporary_path(name), os.path.join(self.directory, name))
+            write_description(self.directory, description)
 
     def _temporary_path(self, name):
         return os.path.join(self.temporary, name.replace(os.sep, "-"))

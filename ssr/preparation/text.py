@@ -29,14 +29,12 @@ from typing import Iterable, Mapping, NamedTuple
 
 import numpy as np
 
+from ssr.data_directory import CUTTING_FILE, ITEM_TOKENS_FILE, TOKENS_FILE
 from ssr.errors import DataError
 from ssr.files import numbered_lines, shown_name
 
 VERSION = 1  # of the rules below: other rules make another vocabulary
 CUTTERS = ("jieba", "bigrams")
-
-ITEM_TOKENS_FILE, TOKENS_FILE, CUTTING_FILE = "item_tokens.txt", "tokens.txt", "tokens.json"
-TOKEN_FILES = (ITEM_TOKENS_FILE, TOKENS_FILE, CUTTING_FILE)
 
 _ASCII_WORD = re.compile("[a-z0-9]+(?:'(?=[a-z])[a-z0-9]+)*")
 _POSSESSIVE = re.compile("(?:'s)+$")

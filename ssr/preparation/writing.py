@@ -9,10 +9,11 @@ from typing import NamedTuple, Optional, Sequence
 import numpy as np
 import polars as pl
 
+from ssr.data_directory import CUTTING_FILE, ITEM_TOKENS_FILE, ITEMS_FILE, TOKENS_FILE, VOCAB_FILE
 from ssr.errors import DataError
 from ssr.preparation import text
 from ssr.preparation.numbering import EarlierRun
-from ssr.preparation.output import ITEMS_FILE, VOCAB_FILE, Output
+from ssr.preparation.output import Output
 from ssr.preparation.text import ItemText
 
 SESSIONS_AT_A_TIME = 500_000  # turned into text
@@ -117,16 +118,17 @@ def read_catalogue(path):
 
 
 class Written(NamedTuple):
-    """What write_items has written. coverage, tokens: None where there was no text, or no new
-    tokens"""
+    """What write_items has written. num_tokens: of the vocabulary, None where items have no tokens;
+    coverage, tokens: None where there was no text, or no new tokens"""
 
     items: int
+    num_tokens: Optional[int] = None
     coverage: Optional[TextCoverage] = None
     tokens: Optional[TokenCounts] = None
 
 
 def has_tokens(settings: TextSettings, earlier: EarlierRun) -> bool:
-    """Whether write_items will write text.TOKEN_FILES. Raises DataError where items are to have
+    """Whether write_items will write TOKEN_FILES. Raises DataError where items are to have
     text and those of an earlier run have none."""
     if not earlier.raw_ids:
         return settings.wanted
@@ -138,14 +140,14 @@ def has_tokens(settings: TextSettings, earlier: EarlierRun) -> bool:
 
 def write_items(output: Output, raw_ids, num_train, catalogue, settings: TextSettings,
                 earlier: EarlierRun) -> Written:
-    """vocab.txt and items.txt and, if items have text, text.TOKEN_FILES.
+    """vocab.txt and items.txt and, if items have text, TOKEN_FILES.
 
     raw_ids: <str>[items of the sessions], in the order of their ids, those of earlier first
     num_train: how many of them training has, the first ones
     catalogue: the text of the items, None where none was asked for
     Raises DataError.
     """
-    coverage = counts = None
+    num_tokens = coverage = counts = None
     texts = [ItemText()] * len(raw_ids)
     if catalogue is not None:
         items = {raw: item for raw, item in catalogue.items.items()
@@ -154,10 +156,11 @@ def write_items(output: Output, raw_ids, num_train, catalogue, settings: TextSet
         texts = [items.get(raw, ItemText()) for raw in raw_ids]
     _write_item_lines(output, raw_ids, texts, earlier)
     if earlier.token_lines is not None:
-        _write_more_tokens(output, texts, earlier)
+        num_tokens = _write_more_tokens(output, texts, earlier)
     elif catalogue is not None:
         counts = _write_tokens(output, texts, num_train, catalogue.source, settings)
-    return Written(len(raw_ids), coverage, counts)
+        num_tokens = counts.tokens
+    return Written(len(raw_ids), num_tokens, coverage, counts)
 
 
 def _cover(raw_ids, catalogue, all_items):
@@ -187,7 +190,7 @@ def _write_item_lines(output, raw_ids, texts, earlier):
 
 
 def _write_tokens(output, texts, num_train, source, settings):
-    """The files of text.TOKEN_FILES. texts: <ItemText>[V]. Raises DataError if no token is left."""
+    """The files of TOKEN_FILES. texts: <ItemText>[V]. Raises DataError if no token is left."""
     in_training = np.arange(len(texts)) < num_train
     bags = text.make_bags(texts, in_training, settings.min_token_count,
                           text.Tokenizer(settings.chinese_cutter))
@@ -200,16 +203,18 @@ def _write_tokens(output, texts, num_train, source, settings):
 
 
 def _write_more_tokens(output, texts, earlier):
-    """The files of text.TOKEN_FILES with the tokens of an earlier run and no others: their ids are
-    rows of a trained table. An item without text keeps the tokens that it has there."""
-    vocabulary = text.TokenVocabulary.load(os.path.join(earlier.directory, text.TOKENS_FILE))
-    with output.create(text.ITEM_TOKENS_FILE) as f:
+    """The files of TOKEN_FILES with the tokens of an earlier run and no others: their ids are
+    rows of a trained table. An item without text keeps the tokens that it has there. Returns how
+    many tokens there are."""
+    vocabulary = text.TokenVocabulary.load(os.path.join(earlier.directory, TOKENS_FILE))
+    with output.create(ITEM_TOKENS_FILE) as f:
         for item, content in enumerate(texts):
             if item < len(earlier.token_lines) and content == ItemText():
                 line = earlier.token_lines[item]
             else:
                 line = " ".join(map(str, vocabulary.encode(*content)))
             f.write(line.encode() + b"\n")
-    for name in (text.TOKENS_FILE, text.CUTTING_FILE):
+    for name in (TOKENS_FILE, CUTTING_FILE):
         with output.create(name) as f, open(os.path.join(earlier.directory, name), "rb") as source:
             shutil.copyfileobj(source, f)
+    return len(vocabulary)
