@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from ssr.errors import UserError
+from ssr.errors import SetupError, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,7 +17,8 @@ class Parser(argparse.ArgumentParser):
         parser = Parser("what the command does")
         parser.add_argument("--epochs", type=int, default=10, help="number of epochs")
         args = parser.parse()
-        args.epochs, args.given      # 10, {}
+        args.epochs, args.given             # 10, {}
+        parser.parse({"epochs": 3}).given   # {"epochs": 3}
 
     The help shows the defaults. A usage error is one line. Flags of an argument group would not
     come here: have none.
@@ -25,6 +26,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description=None, **options):
         self.defaults = {}  # by destination
+        self.subparsers = None
+        self.raises = False  # whether a usage error is an exception
         super().__init__(description=description, **options)
 
     def add_argument(self, *names, default=None, help=None, **options):
@@ -54,15 +57,51 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv=None):
         """The flags: those that were given, the defaults of the others, and `given`, a dict of the
-        former alone."""
+        former alone.
+
+        argv: a list of words, None for those that the process was started with; or a dict
+            {name: value}, as a caller in Python has them: None stands for a flag that is not given,
+            a list for several values. Usage errors are SetupErrors then.
+        """
+        if isinstance(argv, dict):
+            for parser in [self, *(self.subparsers.choices.values() if self.subparsers else [])]:
+                parser.raises = True
+            argv = self._words(dict(argv))
         given = vars(self.parse_args(argv))
         parser = given.pop("command_parser", self)
         run = {"run": given.pop("run")} if "run" in given else {}
         defaults = {**self.defaults, **parser.defaults}
         return argparse.Namespace(**{**defaults, **given}, **run, given=given)
 
+    def _words(self, values):
+        """{name: value} as the words of a command line: one road for what is typed and what is
+        called."""
+        parser, words = self, []
+        if self.subparsers and self.subparsers.dest in values:
+            words.append(values.pop(self.subparsers.dest))
+            parser = self.subparsers.choices[words[0]]
+        actions = {action.dest: action for action in parser._actions}
+        for name, value in values.items():
+            if name not in actions:
+                parser.error(f"there is no --{name}")
+            flag = actions[name].option_strings[-1]
+            if actions[name].nargs == 0:  # a switch
+                words += [flag] if value else []
+            elif isinstance(value, (list, tuple)):
+                words += [flag, *map(_word, value)] if value else []
+            elif value is not None:
+                words.append(f"{flag}={_word(value)}")
+        return words
+
     def error(self, message):
+        if self.raises:
+            raise SetupError(message)
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} -h\n")
+
+
+def _word(value):
+    """A value as one would type it."""
+    return str(int(value) if isinstance(value, bool) else value)
 
 
 def number(kind, low, high=float("inf")):

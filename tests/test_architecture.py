@@ -12,7 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COMMANDS = {"train", "infer", "preprocess", "retrieve", "serve", "evaluate_stream", "export",
             "cluster_train", "plot_metrics"}
 CORE = {"nets", "reader", "utils"}
-FOUNDATIONS = {"ssr", "ssr.errors", "ssr.files", "ssr.commands", "ssr.pickled",
+FOUNDATIONS = {"ssr", "ssr.errors", "ssr.files", "ssr.commands", "ssr.pickled", "ssr.progress",
                "ssr.data_directory"}
 
 # Each room and what it may import of ours, itself always. A file that has a line of its own is a

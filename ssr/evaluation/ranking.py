@@ -7,13 +7,12 @@ so that one whose scores have collapsed looks as bad as it is.
 
 from __future__ import annotations
 
-import sys
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from reader import ragged_arange
+from ssr.progress import progress_bar
 from ssr.retrieval.encoder import ITEMS_AT_A_TIME
 from ssr.runtime import paddle
 
@@ -154,8 +153,7 @@ def evaluate(encoder, queries, candidates, batch_size, on_batch=None):
     """
     ranker = Ranker(encoder, candidates)
     ranks = np.zeros(len(queries.labels), np.int64)
-    with tqdm(total=len(ranks), unit="query", leave=False,
-              disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(total=len(ranks), unit="query") as bar:
         for batch, users in encode(encoder, queries, batch_size):
             rankable = candidates[queries.labels[batch]]
             if rankable.any():

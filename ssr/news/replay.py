@@ -8,12 +8,10 @@ candidate is a miss.
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ssr.errors import SetupError
 from ssr.news.baselines import rank_among
@@ -21,6 +19,7 @@ from ssr.news.fit import Examples, fit_scoring
 from ssr.news.scoring import Scoring
 from ssr.news.stream import Stream
 from ssr.news.timeline import Method
+from ssr.progress import progress_bar
 
 SLICE = 64  # clicks whose sessions are encoded together
 
@@ -110,8 +109,7 @@ def replay(timeline, method, name):
     """
     ranks, unlearned = [], []
     first = began = None  # the number of the first query, and when it was asked
-    with tqdm(total=len(timeline), desc=name, unit="click", leave=False,
-              disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(total=len(timeline), desc=name, unit="click") as bar:
         for begin in range(0, len(timeline), SLICE):
             clicks = timeline.slice(begin, begin + SLICE)
             method.prepare(clicks)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 
 import numpy as np
-from tqdm import tqdm
 
 from ssr.errors import SetupError
+from ssr.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,7 @@ def train_epoch(step, batches, num_steps, print_batch, epoch):
     """
     total_loss = total_correct = targets = sessions = 0
     pending = []  # a tensor is read only when it is printed: a GPU need not wait for it
-    bar = tqdm(batches, total=num_steps, desc=f"epoch {epoch}", unit="step", leave=False,
-               disable=not sys.stderr.isatty())
+    bar = progress_bar(batches, total=num_steps, desc=f"epoch {epoch}", unit="step")
     for number, batch in enumerate(bar, 1):
         pending.append((*step(batch), batch.num_targets))
         sessions += len(batch.lengths)
