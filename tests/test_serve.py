@@ -597,6 +597,17 @@ def test_a_store_that_fails_is_no_crash(client, monkeypatch):
     assert recommend(client, "n0015")["hits"]
 
 
+def test_no_page_needs_another_host(client):
+    description = client.get("/docs")
+    assert description.status_code == 200
+    paths = re.findall(r'(?:src|href)="([^"]*)"', description.text)
+    assert [path for path in paths if path != "data:,"]
+    for path in paths:
+        assert not re.match(r"(https?:)?//", path)
+        assert path == "data:," or client.get(path).status_code == 200
+    assert client.get("/redoc").status_code == 404
+
+
 def test_page_allows_nothing_but_itself(client):
     response = client.get("/")
     policy = response.headers["Content-Security-Policy"]
@@ -844,6 +855,18 @@ def test_slow_clients_are_not_waited_for(index_dir):
 
 @pytest.mark.slow
 @ids_only
+def test_what_is_no_http_does_not_fill_the_log(server):
+    for _ in range(50):
+        with connect(server) as connection:
+            connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert metric(server.client, "ssr_invalid_requests_total") == 50
+    code, errors = server.end()
+    assert code == 0 and 1 <= errors.count("Invalid HTTP request") <= 2
+
+
+@pytest.mark.slow
+@ids_only
 def test_half_a_body_changes_nothing(server, index_dir):
     """Even if it could be taken for a whole one."""
     id = list_ids(index_dir)[0]
@@ -920,6 +943,47 @@ def browser():
 
 
 @pytest.mark.slow
+@ids_only
+def test_description_in_a_browser_without_a_network(server, browser):
+    page = browser.new_page()
+    page.set_default_timeout(10_000)
+    others = []
+
+    def route(route):
+        if route.request.url.startswith((server.url, "data:")):
+            route.continue_()
+        else:
+            others.append(route.request.url)
+            route.abort()
+
+    page.route("**/*", route)
+    page.goto(server.url + "/docs")
+    page.get_by_text("/recommend/batch", exact=True).first.click()
+    page.wait_for_selector("text=Try it out")
+    assert not others
+
+
+@pytest.mark.slow
+@ids_only
+def test_page_in_the_language_of_the_browser(server, browser):
+    from playwright.sync_api import expect
+
+    page = browser.new_page(locale="zh-CN")
+    page.set_default_timeout(10_000)
+    page.goto(server.url)
+    expect(page.locator("h1")).to_have_text("接下来读什么")
+    expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
+    page.locator("#articles button").first.click()
+    expect(page.locator("#answer")).to_contain_text("点击 1 次之后")
+    # What was chosen stays.
+    page.click("#language")
+    expect(page.locator("h1")).to_have_text("What to read next")
+    expect(page.locator("#answer")).to_contain_text("After 1 click")
+    page.reload()
+    expect(page.locator("h1")).to_have_text("What to read next")
+
+
+@pytest.mark.slow
 @content_only
 def test_page_in_a_browser(index_dir, browser):
     server = Server(index_dir, SSR_TOKEN="секрет")
@@ -963,7 +1027,8 @@ def walk_through(page, server):
     expect(page.locator("#answer")).to_contain_text("After 2 clicks, first: ")
     assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
 
-    # To publish takes the token; markup in a title is text.
+    # To publish takes the token; markup in a title is text. On a phone the form is closed.
+    page.click("summary")
     text = recommend(server.client, "n0015", second)["hits"][0]["text"]
     page.fill("#title", text + " <img src=x onerror=alert(1)> 新闻")
     page.fill("#id", "新/1")

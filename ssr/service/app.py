@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-import fastapi
+import fastapi_offline
 
 from ssr.service import guards, metrics
 from ssr.service.backend import Backend
@@ -27,10 +27,12 @@ def make_app(index, limits, token="", allowed_hosts=()):
         yield
         backend.close()
 
-    app = fastapi.FastAPI(
+    # FastAPI, whose /docs has its scripts from here instead of from the internet.
+    app = fastapi_offline.FastAPIOffline(
         title="Sequence Semantic Retrieval",
         description="Recommendations for sessions while items come and go.",
-        lifespan=lifespan, responses={422: {"model": Problems}})
+        lifespan=lifespan, responses={422: {"model": Problems}}, redoc_url=None,
+        favicon_url="data:,", swagger_ui_parameters={"validatorUrl": None})
     app.state.registry = metrics.make_registry(index)
     app.add_middleware(guards.BoundedBodies, max_body=limits.max_body)
     if allowed_hosts:

@@ -41,7 +41,27 @@ def serve(app, listener, timeout):
     # The loop: of those that uvicorn knows, the one that calls Listener.accept.
     config = uvicorn.Config(app, loop="asyncio", ws="none", log_level="warning", access_log=False,
                             server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=GRACE)
+    logging.getLogger("uvicorn.error").addFilter(InvalidRequests(app.state.registry))
     Server(config, timeout).run(sockets=[listener])
+
+
+class InvalidRequests(NoRepetitions):
+    """Counts the requests that are no HTTP. uvicorn logs a line for each: of those it lets one
+    pass in ten seconds, since a stranger may send as many as he likes."""
+
+    MESSAGE = "Invalid HTTP request received."
+
+    def __init__(self, registry):
+        super().__init__()
+        self.count = 0
+        metrics.observe(registry, "ssr_invalid_requests_total", "Requests that were no HTTP",
+                        lambda: self.count)
+
+    def filter(self, record):
+        if record.msg != self.MESSAGE:
+            return True
+        self.count += 1
+        return super().filter(record)
 
 
 # --- connections in number ------------------------------------------------------------------------
