@@ -18,6 +18,7 @@ What the flags beyond those of the retired scripts stand for is in ssr/training.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -46,6 +47,8 @@ from ssr.training.start import prepare
 logger = logging.getLogger("train")
 
 VALID_BATCH = 200  # queries at a time
+
+say = functools.partial(print, flush=True)  # what the retired script printed, and its like
 
 
 # --- a step, an epoch, a run ----------------------------------------------------------------------
@@ -87,11 +90,12 @@ def with_linear_rate(batches, num_steps, epoch, settings, optimizer):
         yield batch
 
 
-def train_epochs(args, run, model, optimizer, group=None, record=None):
-    """Runs the epochs after those that are done and prints what the retired script printed.
+def train_epochs(args, run, model, optimizer, group=None, record=None, say=say):
+    """Runs the epochs after those that are done and says what the retired script printed.
 
     group: of all ranks, if there are several
     record: ssr.training.record.Record, of rank 0
+    say: called with each line
     """
     settings = run.settings
     rank, world_size = rank_and_size() if group else (0, 1)
@@ -101,7 +105,7 @@ def train_epochs(args, run, model, optimizer, group=None, record=None):
     total_time = mean_time = 0.0
     acc = float("nan")
     for epoch in range(run.done + 1, settings.epochs + 1):
-        print(f"epoch_{epoch} start")
+        say(f"epoch_{epoch} start")
         begin = time.time()
         paddle.seed(dropout_seed(settings.seed, epoch, rank))
         batches, num_steps = epoch_batches(run, negatives, epoch, rank, world_size)
@@ -112,19 +116,19 @@ def train_epochs(args, run, model, optimizer, group=None, record=None):
         total_time += seconds
         # The mean of the epochs so far, as the retired script had it.
         mean_time = total_time / (epoch - run.done)
-        print("epoch:%d num_steps:%d time_cost(s):%f" % (epoch, num_steps, mean_time))
-        print(f"epoch:{epoch} avg_cost:{cost:.6f} acc:{acc:.4f} "
-              f"sessions/s:{sessions * world_size / seconds:.0f}"
-              + (f" communication:{exchange.seconds / total_time:.0%}" if exchange else ""))
+        say("epoch:%d num_steps:%d time_cost(s):%f" % (epoch, num_steps, mean_time))
+        say(f"epoch:{epoch} avg_cost:{cost:.6f} acc:{acc:.4f} "
+            f"sessions/s:{sessions * world_size / seconds:.0f}"
+            + (f" communication:{exchange.seconds / total_time:.0%}" if exchange else ""))
         if record:
             save(record, epoch, model, optimizer,
-                 {"avg_cost": cost, "acc": acc, "seconds": seconds})
+                 {"avg_cost": cost, "acc": acc, "seconds": seconds}, say)
         if all_agree(record and record.best_is_older(epoch, args.patience), f"saved epoch {epoch}",
                      group):
-            print(f"no higher recall@{flags.VALID_K} for {args.patience} epochs: training ends")
+            say(f"no higher recall@{flags.VALID_K} for {args.patience} epochs: training ends")
             break
     if settings.enable_ce:
-        print(*kpi_lines(mean_time, acc, args.use_cuda, args.num_devices), sep="\n")
+        say("\n".join(kpi_lines(mean_time, acc, args.use_cuda, args.num_devices)))
 
 
 def dropout_seed(seed, epoch, rank):
@@ -145,13 +149,13 @@ def all_agree(stop, event, group):
     return float(said) > 0
 
 
-def save(record, epoch, model, optimizer, metrics):
-    """Validates and saves an epoch and prints what came out."""
+def save(record, epoch, model, optimizer, metrics, say):
+    """Validates and saves an epoch and says what came out."""
     path, measured = record.add(epoch, model, optimizer, metrics)
     if measured:
-        print(" ", *(f"{name}:{value:.4f}" for name, value in measured.items()),
-              f"best_epoch:{record.best['epoch']}")
-    print(f"model saved in {path}", flush=True)
+        values = " ".join(f"{name}:{value:.4f}" for name, value in measured.items())
+        say(f"  {values} best_epoch:{record.best['epoch']}")
+    say(f"model saved in {path}")
 
 
 def make_validation(run):
@@ -171,7 +175,7 @@ def make_validation(run):
 # --- the command ----------------------------------------------------------------------------------
 
 
-def train(args, run):
+def train(args, run, say=say):
     """Trains on what a run starts from (ssr.training.start.Run), in this process."""
     settings = run.settings
     rank, world_size = rank_and_size()
@@ -190,11 +194,14 @@ def train(args, run):
     if rank == 0:
         scalars = open_visualdl(args.log_dir) if args.log_dir else None
         record = Record(args.model_dir, run, make_validation(run), scalars)
-    train_epochs(args, run, model, optimizer, group, record)
+    train_epochs(args, run, model, optimizer, group, record, say)
 
 
-def start(args):
-    """Trains in this process, or starts one per device. Returns the exit code."""
+def start(args, say=say):
+    """Trains in this process, or starts one per device. Returns the exit code.
+
+    say: called with each line that the command prints
+    """
     utils.check_version()
     rank, world_size = rank_and_size()
     # Where there are several processes one holds the directory for all.
@@ -211,12 +218,12 @@ def start(args):
             be_quiet()
         prepared = prepare(args)
         if prepared.done >= prepared.settings.epochs:
-            print(f"{args.model_dir} holds all {prepared.settings.epochs} epochs of this run: give "
-                  "more --epochs to go on")
+            say(f"{args.model_dir} holds all {prepared.settings.epochs} epochs of this run: give "
+                "more --epochs to go on")
             return 0
         # The names of the optimizer's state do not depend on what ran in this process before.
         with paddle.utils.unique_name.guard():
-            train(args, prepared)
+            train(args, prepared, say)
     return 0
 
 
