@@ -108,12 +108,11 @@ def serve_or_train(args):
 
 
 def main(argv=None):
-    args = parse_args(argv)
     setup_logging()
     # Only cluster_train.sh asks for it: a process that a terminal started may outlive that.
     if os.environ.get("CLUSTER_TRAIN_PARENT"):
         end_with(int(os.environ["CLUSTER_TRAIN_PARENT"]))
-    return run(lambda: serve_or_train(args))
+    return run(lambda: serve_or_train(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """Replays sessions with times in order, as a service would have seen them, and evaluates what would
 have been recommended.
 
-    python evaluate_stream.py --test_dir fit/test_data --times fit/test_times --vocab_path \\
-        fit/vocab.txt --model_dir fit/model --fit
-    python evaluate_stream.py --test_dir data/test_data --times data/test_times --vocab_path \\
-        data/vocab.txt --model_dir data/model --scoring fit/model/stream.json
+    python evaluate_stream.py --data_dir data --model_dir model --fit
+    python evaluate_stream.py --data_dir data --model_dir model
+    python evaluate_stream.py --test_dir later/test_data --times later/test_times --vocab_path \\
+        later/vocab.txt --model_dir later_model --scoring model/stream.json
 
 Every click of a session but the first is a query: which article is clicked now. It knows the clicks
 of its session before it, and of all others those strictly earlier than its own time. Ties count
 against, articles of the session are no candidates, an article that is no candidate is a miss. The
 weights of the live score (ssr/news/scoring.py) are read from --scoring, or, with --fit, fitted on
-these sessions and written there: fit on a day and evaluate on a later one.
+these sessions and written there: fit on a day and evaluate on a later one. With --data_dir the
+sessions are its test_data; those to --fit on are its valid_data, or its train_data where it has no
+valid_data with times.
 
 In the same replay, beside it: the articles clicked most in a window (popular), the model alone as
 it was trained (frozen), and a session-kNN that sees every click (vsknn).
@@ -27,6 +29,13 @@ from ssr.commands import Parser, data_path, number, run, setup_logging
 
 import reader
 import utils
+from ssr.data_directory import (
+    ITEM_TOKENS_FILE,
+    VOCAB_FILE,
+    DataDirectory,
+    add_data_dir,
+    take_from_data_dir,
+)
 from ssr.errors import DataError, SetupError
 from ssr.files import check_writable
 from ssr.news.baselines import VSKNN, Popular
@@ -45,6 +54,8 @@ BASELINES = ("popular", "frozen", "vsknn")
 def make_parser():
     parser = Parser("Evaluation of sessions with times, replayed in order")
     add, positive = parser.add_argument, number(int, 1)
+    add_data_dir(parser, "; of its sessions test_data, with --fit valid_data or "
+                 "train_data")
     add("--test_dir", default="test_data", help="directory of session files")
     add("--times", default="test_times", type=data_path,
         help="directory of their times, files of the same names")
@@ -86,6 +97,7 @@ def parse_args(argv=None):
     args = parser.parse(argv)
     if bool(args.warm_dir) != bool(args.warm_times):
         parser.error("--warm_dir and --warm_times go together")
+    take_paths(args)
     if args.best and args.epoch:
         parser.error("--epoch and --best: give one")
     if "none" in args.baselines:
@@ -94,6 +106,18 @@ def parse_args(argv=None):
         args.baselines = []
     args.scoring = args.scoring or os.path.join(args.model_dir, "stream.json")
     return args
+
+
+def take_paths(args):
+    """Sets the paths that were not given to those in --data_dir. Raises DataError."""
+    names = {"vocab_path": VOCAB_FILE, "item_tokens": ITEM_TOKENS_FILE}
+    if args.data_dir and not {"test_dir", "times", "warm_dir", "warm_times"} & {*args.given}:
+        has_times = DataDirectory.open(args.data_dir).times
+        part = "test" if not args.fit else "valid" if has_times("valid") else "train"
+        names.update(test_dir=f"{part}_data", times=f"{part}_times")
+        if part != "train" and has_times("train"):
+            names.update(warm_dir="train_data", warm_times="train_times")
+    take_from_data_dir(args, **names)
 
 
 def check_outputs(args):
@@ -201,9 +225,8 @@ def evaluate(args):
 
 
 def main(argv=None):
-    args = parse_args(argv)
     setup_logging()
-    return run(lambda: evaluate(args))
+    return run(lambda: evaluate(parse_args(argv)))
 
 
 if __name__ == "__main__":

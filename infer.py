@@ -20,6 +20,13 @@ import numpy as np
 
 import reader
 import utils
+from ssr.data_directory import (
+    ITEM_TOKENS_FILE,
+    ITEMS_FILE,
+    VOCAB_FILE,
+    add_data_dir,
+    take_from_data_dir,
+)
 from ssr.errors import DataError, SetupError
 from ssr.evaluation import ranking
 from ssr.evaluation.queries import make_queries
@@ -34,6 +41,7 @@ logger = logging.getLogger("infer")
 def parse_args(argv=None):
     parser = Parser("Sequence Semantic Retrieval: evaluation")
     add, positive = parser.add_argument, number(int, 1)
+    add_data_dir(parser)
     add("--test_dir", default="test_data", help="directory of session files")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items")
     add("--model_dir", default="model_output", help="where train.py saved epoch_N")
@@ -59,6 +67,8 @@ def parse_args(argv=None):
     add("--items_path", default="items.txt", type=data_path,
         help="raw ids and texts for --output, where the file exists")
     args = parser.parse(argv)
+    take_from_data_dir(args, test_dir="test_data", vocab_path=VOCAB_FILE, items_path=ITEMS_FILE,
+                       item_tokens=ITEM_TOKENS_FILE)
     if args.best and {"start_index", "last_index"} & {*args.given}:
         parser.error("--best names the epoch: leave out --start_index and --last_index")
     if args.last_index < args.start_index:
@@ -195,9 +205,8 @@ def infer_to_file(args):
 
 
 def main(argv=None):
-    args = parse_args(argv)
     setup_logging()
-    return run(lambda: infer_to_file(args))
+    return run(lambda: infer_to_file(parse_args(argv)))
 
 
 if __name__ == "__main__":

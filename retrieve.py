@@ -15,6 +15,14 @@ import time
 
 from ssr.commands import Parser, data_path, number, run, setup_logging
 
+from ssr.data_directory import (
+    CUTTING_FILE,
+    ITEM_TOKENS_FILE,
+    ITEMS_FILE,
+    TOKENS_FILE,
+    add_data_dir,
+    take_from_data_dir,
+)
 from ssr.errors import DataError
 from ssr.files import write_atomically
 from ssr.preparation import text
@@ -37,6 +45,8 @@ def build(args):
     from ssr.retrieval.building import ItemFiles, build_index
     from ssr.retrieval.checkpoint import choose_checkpoint
 
+    take_from_data_dir(args, items_path=ITEMS_FILE, item_tokens=ITEM_TOKENS_FILE,
+                       tokens_path=TOKENS_FILE)
     files = ItemFiles(args.items_path, args.item_tokens, args.tokens_path)
     build_index(args.index_dir, choose_checkpoint(args.model_dir, args.epoch, args.best), files,
                 args.overwrite, search_settings(args))
@@ -228,12 +238,13 @@ def add_build(parser):
     add_flag("--epoch", type=number(int, 1), help="of the model; the newest complete one when not "
              "given")
     add_flag("--best", action="store_true", help="without --epoch: the best one in validation")
-    add_flag("--items_path", default="items.txt", type=data_path,
+    add_data_dir(parser)
+    add_flag("--items_path", default=ITEMS_FILE, type=data_path,
              help="line i: raw id of item i, then maybe a tab and its text")
-    add_flag("--item_tokens", type=data_path, default=text.ITEM_TOKENS_FILE, metavar="FILE",
+    add_flag("--item_tokens", type=data_path, default=ITEM_TOKENS_FILE, metavar="FILE",
              help="line i: token ids of item i, for a model with content")
-    add_flag("--tokens_path", type=data_path, default=text.TOKENS_FILE, metavar="FILE",
-             help=f"line i: token i, for a model with content; {text.CUTTING_FILE} lies beside it")
+    add_flag("--tokens_path", type=data_path, default=TOKENS_FILE, metavar="FILE",
+             help=f"line i: token i, for a model with content; {CUTTING_FILE} lies beside it")
     add_flag("--overwrite", action="store_true", help="replace an index that is there; its clicks "
              "stay")
     add_flag("--live", action="store_true", help="the index takes clicks in; retrieve.py live says "

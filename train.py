@@ -236,7 +236,7 @@ def parse_args(argv=None):
     flags.check_run_flags(parser, args, launched)
     if not (args.resume or args.init_from):  # with these a checkpoint has a say, see prepare
         try:
-            settings = merge(args.given, args.num_devices)
+            settings = merge({**args.from_data_dir, **args.given}, args.num_devices)
             check_architecture(**{name: getattr(settings, name) for name in (
                 "embedding_dim", "hidden_size", "user_encoder", "pooling", "item_encoder")})
         except (SetupError, ValueError) as error:
@@ -245,9 +245,8 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    args = parse_args(argv)
     setup_logging()
-    return run(lambda: start(args))
+    return run(lambda: start(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -234,9 +234,9 @@ def add_data_dir(parser, help="") -> None:
                         "paths that are not given are those in it" + help)
 
 
-def take_from_data_dir(args, parser, **names) -> None:
+def take_from_data_dir(args, **names) -> None:
     """Sets the flags of paths that were not given to what --data_dir holds, and args.from_data_dir
-    to {flag: path} of these; ends the command with one line where that directory cannot be used.
+    to {flag: path} of these. Raises DataError where that directory cannot be used.
 
     names: {flag: name of the file or directory in --data_dir}. A flag without a default stays None
     where there is no such file; one with a default names it nevertheless, so that reading it fails
@@ -245,14 +245,11 @@ def take_from_data_dir(args, parser, **names) -> None:
     args.from_data_dir = {}
     if args.data_dir is None:
         return
-    try:
-        directory = DataDirectory.open(args.data_dir)
-    except DataError as error:
-        parser.exit(1, f"{parser.prog}: error: {error}\n")
+    directory = DataDirectory.open(args.data_dir)
     for flag, name in names.items():
         path = directory.find(name)
         if path is None and getattr(args, flag) is not None:
             path = os.path.join(directory.path, name)
         if flag not in args.given and path is not None:
             args.from_data_dir[flag] = path
-            setattr(args, flag, path)
+    vars(args).update(args.from_data_dir)

@@ -18,7 +18,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def test_the_committed_sample_is_what_the_generator_makes(tmp_path):
     content = [os.path.join("sample", name) for name in (
-        "train_times/sessions.txt", "test_times/sessions.txt", "items.txt", *TOKEN_FILES)]
+        "train_times/sessions.txt", "test_times/sessions.txt", "valid_data/sessions.txt",
+        "items.txt", *TOKEN_FILES)]
     assert make_sample.main(["--output_dir", str(tmp_path), "--content_dir",
                              str(tmp_path / "sample")]) == 0
     names = ["train_data/sessions.txt", "test_data/sessions.txt", "vocab.txt", *content]

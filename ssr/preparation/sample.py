@@ -147,12 +147,14 @@ def _choose(choices, draw):
     return choices[int(draw * len(choices))]
 
 
-def write_sample(output_dir, num_items, train_sessions, test_sessions, seed, content_dir=None):
+def write_sample(output_dir, num_items, train_sessions, test_sessions, seed, content_dir=None,
+                 valid_sessions=0):
     """Writes a sample.
 
     output_dir: for train_data/, test_data/ and vocab.txt
-    content_dir: for the times of the clicks in train_times/ and test_times/, items.txt and the
-        tokens of the headlines; None for output_dir
+    content_dir: for the times of the clicks in train_times/ and test_times/, valid_data/, items.txt
+        and the tokens of the headlines; None for output_dir
+    valid_sessions: how many valid_data/ gets; the other files do not depend on it
     """
     content_dir = content_dir or output_dir
     items, offsets = make_sessions(train_sessions + test_sessions, num_items, seed)
@@ -162,6 +164,9 @@ def write_sample(output_dir, num_items, train_sessions, test_sessions, seed, con
                        offsets[:train_sessions + 1])
         write_sessions(os.path.join(directory, f"test_{kind}", "sessions.txt"), values,
                        offsets[train_sessions:])
+    if valid_sessions:
+        write_sessions(os.path.join(content_dir, "valid_data", "sessions.txt"),
+                       *make_sessions(valid_sessions, num_items, [seed, 3]))
     with _create(os.path.join(output_dir, "vocab.txt")) as f:
         f.write(f"{num_items}\n")
     headlines = make_headlines(num_items, seed)
@@ -180,12 +185,14 @@ def parse_args(argv=None):
     parser = Parser("Sessions to try the commands on")
     add = parser.add_argument
     add("--output_dir", default=".", help="where the sessions are written")
-    add("--content_dir", help="where the times of the clicks and the text of the items are "
-        "written, if not there as well")
+    add("--content_dir", help="where the times of the clicks, the sessions to validate on and the "
+        "text of the items are written, if not there as well")
     add("--num_items", type=number(int, 2, 10 ** 8), default=500, help="number of items")
     add("--train_sessions", type=number(int, 1, 10 ** 9), default=800,
         help="sessions to train on")
     add("--test_sessions", type=number(int, 1, 10 ** 9), default=200, help="sessions to test on")
+    add("--valid_sessions", type=number(int, 0, 10 ** 9), default=200,
+        help="sessions to validate on")
     add("--seed", type=number(int, 0, 2 ** 32 - 1), default=1, help="of all that is drawn")
     return parser.parse(argv)
 
@@ -196,7 +203,7 @@ def main(argv=None):
     def command():
         try:
             write_sample(args.output_dir, args.num_items, args.train_sessions, args.test_sessions,
-                         args.seed, args.content_dir)
+                         args.seed, args.content_dir, args.valid_sessions)
         except OSError as error:
             raise SetupError(f"cannot write {error.filename}: {error.strerror}") from error
         return 0

@@ -6,6 +6,7 @@ import os
 
 from ssr.commands import Parser, data_path, number
 
+from ssr.data_directory import ITEM_TOKENS_FILE, VOCAB_FILE, add_data_dir, take_from_data_dir
 from ssr.training.settings import RECIPES, Settings
 
 CE_SEED = 102  # of continuous evaluation, as it always was
@@ -21,6 +22,7 @@ def make_parser(description, model_dir):
     parser = Parser(description)
     add, default = parser.add_argument, Settings()
     positive, switch = number(int, 1), number(int, 0, 1)
+    add_data_dir(parser)
     add("--train_dir", default="train_data", help="directory of session files")
     add("--vocab_path", default="vocab.txt", help="file whose first line is the number of items")
     add("--model_dir", default=model_dir, help="where epoch_N is saved")
@@ -79,7 +81,7 @@ def add_recipe_flags(parser):
         help="of the clicks' embeddings")
     add("--item_tokens", metavar="FILE", type=data_path, help="line i holds the tokens of item i "
         "(preprocess.py writes it); an item is then the sum of its tokens and, if it was clicked "
-        "in training, its own id")
+        "in training, its own id; none leaves out those of --data_dir")
     add("--id_dropout", type=number(float, 0, 1), default=default.id_dropout,
         help="share of the items of a step that are their tokens alone, without their id")
     add("--members", type=number(int, 1), default=default.members, help="an ensemble of so many "
@@ -88,7 +90,8 @@ def add_recipe_flags(parser):
         help="both update the rows of a step only")
     add("--lr_schedule", choices=("constant", "linear"), default=default.lr_schedule,
         help=f"linear: falls to {FINAL_RATE * 100:.0f}%% of --base_lr at the last step of --epochs")
-    add("--valid_dir", help="session files on which recall and MRR are measured after each epoch")
+    add("--valid_dir", type=data_path,
+        help="session files on which recall and MRR are measured after each epoch")
     add("--patience", type=number(int, 1), help="stop after so many epochs without a higher "
         f"recall@{VALID_K} on --valid_dir")
     add("--log_dir", help="also write scalars for VisualDL there")
@@ -100,8 +103,14 @@ def add_recipe_flags(parser):
 
 
 def parse(parser, argv=None):
-    """The flags (Parser.parse), with the seed that --enable_ce fixes."""
+    """The flags (Parser.parse), with the paths of --data_dir and the seed that --enable_ce fixes.
+    Raises DataError where that directory cannot be used."""
     args = parser.parse(argv)
+    if args.given.get("item_tokens") == "none":
+        args.item_tokens = args.given["item_tokens"] = None
+    names = {"train_dir": "train_data", "valid_dir": "valid_data", "vocab_path": VOCAB_FILE,
+             "item_tokens": ITEM_TOKENS_FILE}
+    take_from_data_dir(args, **{flag: name for flag, name in names.items() if flag in args})
     if args.enable_ce:
         if args.given.get("seed", CE_SEED) != CE_SEED:
             parser.error(f"--enable_ce fixes the seed at {CE_SEED}: leave --seed out")
@@ -120,7 +129,7 @@ def check_run_flags(parser, args, launched):
         parser.error("--init_from and --model_dir are the same: a new run replaces the epochs of "
                      "an older one, give it another --model_dir")
     if args.patience is not None and not args.valid_dir:
-        parser.error("--patience needs --valid_dir")
+        parser.error("--patience needs --valid_dir, or a --data_dir with valid_data")
     if not args.parallel:
         if max(args.num_devices, launched) > 1:
             parser.error("several devices need --parallel 1: --num_devices is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from typing import Optional
 
 from ssr.errors import SetupError
@@ -83,6 +84,9 @@ RECIPES = {
         "optimizer": "adam", "lr_schedule": "linear", "base_lr": 0.004, "batch_size": 128,
         "epochs": 5, "max_len": 20},
 }
+# Steps that a recipe needs at least, on however few sessions. Chosen on validation sessions:
+# benchmarks/README.md has the table.
+MIN_STEPS = {"faithful": 0, "strong": 90}
 
 
 def merge(given, num_devices=1, resumed=None, initial=None):
@@ -107,6 +111,18 @@ def merge(given, num_devices=1, resumed=None, initial=None):
     settings = dataclasses.replace(base, **{**given, "num_devices": num_devices})
     _check_given(given, settings)
     return settings
+
+
+def with_enough_epochs(settings, steps_per_epoch):
+    """The Settings of a new run whose epochs nobody chose: more of them where the sessions are so
+    few that the recipe's would be fewer steps than it needs."""
+    epochs = max(settings.epochs, math.ceil(MIN_STEPS[settings.recipe] / steps_per_epoch))
+    if epochs > settings.epochs:
+        logger.info("%d epochs in place of %d, since an epoch of these sessions has %d steps and "
+                    "--recipe %s needs at least %d (--epochs says otherwise)", epochs,
+                    settings.epochs, steps_per_epoch, settings.recipe,
+                    MIN_STEPS[settings.recipe])
+    return dataclasses.replace(settings, epochs=epochs)
 
 
 def _of_resumed(given, num_devices, meta):

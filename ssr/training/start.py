@@ -16,7 +16,7 @@ from ssr.errors import SetupError
 from ssr.files import items_digest
 from ssr.training.checkpoints import Checkpoint, check_replaceable
 from ssr.training.content import ItemContent, load_item_tokens
-from ssr.training.settings import Settings, merge
+from ssr.training.settings import Settings, merge, with_enough_epochs
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +50,17 @@ def prepare(args) -> Run:
     Raises DataError, SetupError.
     """
     source = find_source(args)
-    settings = merge(args.given, args.num_devices,
+    given = settings_given(args, source)
+    settings = merge(given, args.num_devices,
                      resumed=source.meta if source and args.resume else None,
                      initial=source.meta if source and args.init_from else None)
     dataset = reader.construct_train_data(args.train_dir, args.vocab_path)
     valid = args.valid_dir and reader.construct_test_data(args.valid_dir, args.vocab_path)
     check_catalogue(args, source, dataset.vocab_size)
     check_steps(settings, dataset)
+    if source is None and "epochs" not in given:
+        settings = with_enough_epochs(
+            settings, dataset.num_steps(settings.batch_size, settings.num_devices))
     data = data_digests(dataset, args.vocab_path)
     resumes = source is not None and args.resume
     if not (resumes or args.overwrite):
@@ -80,6 +84,19 @@ def find_source(args):
         logger.warning("%s holds no complete epoch, training starts anew", model_dir)
         return None
     raise SetupError(f"--init_from: {model_dir} holds no complete epoch")
+
+
+def settings_given(args, source):
+    """{flag: value} of what was given, and the item tokens of --data_dir, unless the model to begin
+    with knows no content."""
+    item_tokens = args.from_data_dir.get("item_tokens")
+    if item_tokens is None:
+        return args.given
+    if source is not None and not source.meta["model"]["num_tokens"]:
+        logger.info("%s knows no content: %s is left out", source.model_dir, item_tokens)
+        return args.given
+    logger.info("items by content: %s (--item_tokens none leaves it out)", item_tokens)
+    return {**args.given, "item_tokens": item_tokens}
 
 
 def check_catalogue(args, source, vocab_size):
