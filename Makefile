@@ -3,13 +3,14 @@
 # make test-slow  the slow ones: they start clusters, kill processes and run the docs
 # make test-all   all of them
 # make lint       check the code with ruff
+# make docs       write what the docs take from the code: flags, modules
 # make clean      remove what these made
 
 PYTHON ?= python3
 VENV ?= .venv
 PADDLE ?=  # another version, say paddlepaddle==3.3.1
 
-.PHONY: demo test test-slow test-all lint clean
+.PHONY: demo test test-slow test-all lint docs clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python train.py --train_dir train_data --use_cuda 0 --batch_size 50 \
@@ -32,6 +33,9 @@ test-all: $(VENV)/installed-tests
 lint: $(VENV)/installed-tests
 	$(VENV)/bin/python -m ruff check .
 
+docs: $(VENV)/installed-tests
+	$(VENV)/bin/python docs/tables.py
+
 $(VENV)/installed: requirements-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -r requirements-cpu.txt
@@ -43,5 +47,5 @@ $(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) model_output cluster_model cluster_logs log index exported recommendations.tsv \
-	    metrics.png vectors.parquet
+	rm -rf $(VENV) model_output cluster_model cluster_logs log data index exported report.html \
+	    recommendations.tsv metrics.png vectors.parquet

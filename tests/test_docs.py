@@ -1,13 +1,15 @@
 """What the READMEs and docs say is so: their commands run, their output looks like what comes out,
-their links lead somewhere, every flag stands somewhere.
+their links lead somewhere, what is made from the code is made from the code of today.
 
 A fenced block is `sh` or `python`, which is run, `text`, the output of the blocks before it, or has
 no name: a drawing. All blocks of a file run one after the other in a copy of the checkout, with
 made-up data under the names that the file uses. What PARSED names is parsed only; nothing else is
-left out.
+left out. A server in the background stays there, as for a user who pastes the block; one in the
+foreground is started in the background, as in another terminal. Either gets a free port.
 """
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -29,6 +31,9 @@ ENGLISH = ["README.md", "benchmarks/README.md",
            *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 CHINESE = {path: "README_cn.md" if path == "README.md" else path.replace("docs/", "docs/cn/")
            for path in ENGLISH if not path.startswith("benchmarks")}
+sys.path.insert(0, str(ROOT / "docs"))
+import tables  # noqa: E402
+
 HAS_SERVER = paddle.__version__ in ("2.6.2", "3.0.0")
 
 # A pattern of commands that are parsed, not run, and why.
@@ -42,7 +47,8 @@ PARSED = {
 if not HAS_SERVER:
     PARSED[r"sh cluster_train\.sh|.*--model_dir cluster_model"] = "no server in this Paddle"
 PARSED_FILES = {"benchmarks/README.md": "commands of the tables: hours, and data that is not ours"}
-OTHERS_FLAGS = {"--nnodes", "--rank", "--master", "--nproc_per_node"}  # of Paddle's launcher
+OTHERS_FLAGS = {"--nnodes", "--rank", "--master", "--nproc_per_node",  # of Paddle's launcher
+                "--retry"}  # of curl
 
 
 class Block(NamedTuple):
@@ -92,7 +98,7 @@ def reason_to_parse(path, command):
 def check_command(command):
     """Raises an error where a command's flags are not what its parser takes."""
     for part in re.split(r" (?:\||&&) ", command):
-        words = shlex.split(part, comments=True)
+        words = shlex.split(part.rstrip(" &"), comments=True)
         words = words[1:] if words[0] in ("A$", "B$", "do") else words
         while words and re.match(r"\w+=", words[0]):
             words = words[1:]
@@ -203,11 +209,20 @@ def test_every_flag_is_described(pages):
     assert not described - flags - others - OTHERS_FLAGS
 
 
-@pytest.mark.parametrize("page", ["docs/internals.md", "docs/cn/internals.md"])
-def test_every_module_is_on_the_map(page):
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "ssr").rglob("*.py")
-               if path.name != "__init__.py"}
-    assert set(re.findall(r"^\| `(ssr/\S+)` \|", (ROOT / page).read_text("utf-8"), re.M)) == modules
+def test_what_is_made_from_the_code_is_up_to_date():
+    translate = tables.Translator(json.loads(tables.TEXTS.read_text(encoding="utf-8")))
+    for path, text in tables.pages(translate).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path} is out of date: make docs"
+    assert not translate.missing() and not translate.unused(), "docs/cn/texts.json"
+
+
+def test_every_page_is_in_the_readme():
+    for readme, folder in (("README.md", "docs"), ("README_cn.md", "docs/cn")):
+        lines = (ROOT / readme).read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 200, readme
+        links = re.findall(r"\]\(([^)#\s]+)", "\n".join(lines))
+        assert {path.name for path in (ROOT / folder).glob("*.md")} <= \
+            {Path(link).name for link in links if link.startswith(f"{folder}/")}
 
 
 # --- every command, run ---------------------------------------------------------------------------
@@ -215,23 +230,29 @@ def test_every_module_is_on_the_map(page):
 
 PRELUDE = """
 set -euo pipefail
-stop_server() {
-    if [ -e server.pid ]; then kill "$(cat server.pid)"; fi
-    while [ -e server.pid ]; do sleep 0.1; done
-}
-# Starts a server in the background and waits until it answers.
+if [ -e server.pid ]; then kill "$(cat server.pid)"; fi
+while [ -e server.pid ]; do sleep 0.1; done
+# Starts a server as in another terminal, and waits until it answers.
 serve() {
-    stop_server
-    touch server.pid
-    (code=0; "$@" --port PORT > server.log 2>&1 & echo $! > server.pid; wait $! || code=$?
-     rm server.pid; if [ $code != 0 ]; then cat server.log; fi) > server.out 2>&1 &
+    "$@" > server.log 2>&1 &
     for _ in $(seq 300); do
         if curl -sf http://127.0.0.1:PORT/healthz > /dev/null; then return; fi
-        if [ ! -e server.pid ]; then cat server.log; exit 1; fi
+        if ! kill -0 $!; then break; fi
         sleep 0.1
     done
+    cat server.log
     exit 1
 }
+"""
+# `python` in the copy of the checkout: this one. A server says where it is and gets a free port.
+PYTHON = """#!/bin/sh
+if [ "$1" != serve.py ]; then exec {python} "$@"; fi
+{python} "$@" --port "$FREE_PORT" &
+echo $! > server.pid
+wait $!
+code=$?
+rm server.pid
+exit $code
 """
 TOP = ["*.py", "*.sh", "*.txt", "Makefile", "ssr", "sample", "train_data", "test_data",
        "benchmarks"]
@@ -239,7 +260,7 @@ TOP = ["*.py", "*.sh", "*.txt", "Makefile", "ssr", "sample", "train_data", "test
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of the checkout with made-up data, in which `python` is this one."""
+    """A copy of the checkout with made-up data."""
     for pattern in TOP:
         for source in ROOT.glob(pattern):
             if source.is_dir():
@@ -250,7 +271,7 @@ def checkout(tmp_path):
     make_data(tmp_path)
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.write_text(PYTHON.format(python=shlex.quote(sys.executable)))
     python.chmod(0o755)
     yield tmp_path
     with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
@@ -293,16 +314,12 @@ def make_data(folder):
 
 def script_of(block, port):
     """The block as a script of the shell, without what is only parsed."""
-    lines = []
-    for command in block.commands():
-        if reason_to_parse(block.path, command):
-            continue
-        if "python serve.py" in command:
-            settings, _, rest = command.partition("python serve.py")
-            command = f"serve env {settings}python serve.py{rest.partition('#')[0]}"
-        lines.append(command)
-    return (PRELUDE + "\n".join(lines) + "\n").replace("127.0.0.1:8000", f"127.0.0.1:{port}") \
-        .replace("PORT", str(port))
+    lines = [command for command in block.commands() if not reason_to_parse(block.path, command)]
+    serves = any("python serve.py" in line for line in lines)
+    lines = [f"serve env {line}" if "python serve.py" in line and not line.endswith("&") else line
+             for line in lines]
+    script = (PRELUDE if serves else "set -euo pipefail\n") + "\n".join(lines) + "\n"
+    return script.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("PORT", str(port))
 
 
 def shape(text):
@@ -318,7 +335,7 @@ def test_commands_run(path, checkout):
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     environment = {**os.environ, "PATH": f"{checkout}/bin:{os.environ['PATH']}",
-                   "PYTHONPATH": str(checkout)}
+                   "PYTHONPATH": str(checkout), "FREE_PORT": str(port)}
     output = ""
     for block in blocks(path):
         if block.language == "text":
@@ -330,11 +347,13 @@ def test_commands_run(path, checkout):
             command = ["bash", "-c", script_of(block, port)]
         else:
             command = ["python", "-c", block.text]
-        done = subprocess.run(command, cwd=checkout, env=environment, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              timeout=600)
-        output += done.stdout
-        assert done.returncode == 0, f"{block}:\n{block.text}\n{done.stdout}"
-        assert "Traceback" not in done.stdout, f"{block}:\n{done.stdout}"
+        with open(checkout / "block.out", "w+") as file:  # no pipe: a server may hold it open
+            done = subprocess.run(command, cwd=checkout, env=environment, stdin=subprocess.DEVNULL,
+                                  stdout=file, stderr=subprocess.STDOUT, timeout=600)
+            file.seek(0)
+            printed = file.read()
+        output += printed
+        assert done.returncode == 0, f"{block}:\n{block.text}\n{printed}"
+        assert "Traceback" not in printed, f"{block}:\n{printed}"
     if (checkout / "server.pid").exists():
         os.kill(int((checkout / "server.pid").read_text()), signal.SIGTERM)
