@@ -34,7 +34,7 @@ from ssr.preparation import sample
 from ssr.retrieval import Index
 from ssr.retrieval.builds import new_build
 from ssr.retrieval.encoder import Bag
-from ssr.retrieval.items import Row
+from ssr.retrieval.rows import Row
 from ssr.retrieval.store import Store, create
 from ssr.retrieval.vectors import recall
 

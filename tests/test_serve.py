@@ -28,7 +28,7 @@ import train
 from ssr.errors import StoreError
 from ssr.news.stream import Scoring
 from ssr.retrieval import Index, clicks
-from ssr.retrieval.items import Row
+from ssr.retrieval.rows import Row
 from ssr.service.app import make_app
 from ssr.service.limits import Limits
 
@@ -558,6 +558,7 @@ JSON = st.recursive(
                          "\udc00"]) | st.text(), inner, max_size=5), max_leaves=20)
 
 
+@pytest.mark.fuzz
 @settings(deadline=None, max_examples=150)
 @given(body=JSON, route=st.sampled_from([
     ("POST", "/recommend"), ("POST", "/recommend/batch"), ("PUT", "/items/n0001"),
@@ -570,6 +571,7 @@ def test_no_json_is_an_error_of_the_server(fuzzed, body, route):
         assert response.json()["detail"][0]["loc"]
 
 
+@pytest.mark.fuzz
 @settings(deadline=None, max_examples=80)
 @given(path=st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
        query=st.text(max_size=9), method=st.sampled_from(["PUT", "DELETE", "GET", "POST"]))

@@ -11,7 +11,7 @@ from ssr.files import items_digest
 from ssr.preparation import text
 from ssr.retrieval import builds, store
 from ssr.retrieval.encoder import Bag, clicked_items
-from ssr.retrieval.items import Row
+from ssr.retrieval.rows import Row
 from ssr.retrieval.model_copy import copy_model, copy_vocabulary, describe, load_encoder
 from ssr.retrieval.values import Item, check_item
 from ssr.retrieval.vectors import DEFAULT_SEARCH

@@ -16,7 +16,7 @@ import tempfile
 
 from ssr.errors import StoreError
 
-FORMAT = 2  # 1: the items had no checksums
+FORMAT = 3  # 2: the items had no fields; 1: and no checksums
 REMEDY = "bring it back from a copy, or build the index anew (retrieve.py build --overwrite)"
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ssr.errors import DataError, UserError
 from ssr.retrieval.encoder import Bag
-from ssr.retrieval.items import Row
+from ssr.retrieval.rows import Row
 from ssr.retrieval.live import Catalogue, LiveClicks
 from ssr.retrieval.live_settings import CLICKS_FILE, live_settings
 from ssr.retrieval.model_copy import load_encoder

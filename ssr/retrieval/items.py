@@ -14,74 +14,27 @@ import re
 import sqlite3
 import threading
 import time
-import zlib
-from typing import NamedTuple, Optional
 
 import numpy as np
 
 from ssr.errors import StoreError
 from ssr.retrieval.builds import REMEDY
 from ssr.retrieval.database import connect, sqlite_errors, transaction
+from ssr.retrieval.rows import (
+    CRCS,
+    FIELDS,
+    SCHEMA,
+    KnownItem,
+    StoredItem,
+    crcs,
+    fields_crc,
+    is_intact,
+    put_rows,
+)
 
 ROWS_AT_A_TIME = 1 << 14
 
-SCHEMA = """
-CREATE TABLE items (
-    key INTEGER PRIMARY KEY,   -- the id in faiss, an item's own for good
-    id TEXT UNIQUE NOT NULL,   -- the raw id
-    text TEXT NOT NULL,
-    bag BLOB NOT NULL,         -- <int32>, what the item's embedding is made of
-    vector BLOB,               -- <float32>[dim]; none: the item is known and no candidate
-    text_crc INTEGER,          -- CRC-32 of id and text; in format 1 there are none
-    bag_crc INTEGER,           -- of id and bag
-    vector_crc INTEGER,        -- of id and vector
-    removed INTEGER NOT NULL,  -- 1: no candidate, but still an item that may have been clicked
-    change INTEGER NOT NULL    -- of the last transaction that touched it, from 1 on
-);
-CREATE INDEX items_change ON items (change);
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-"""
 IS_CANDIDATE = "removed = 0 AND vector IS NOT NULL"
-
-
-class Row(NamedTuple):
-    """An item as it is written.
-
-    id, text: str; bag: numpy <int32>[n]; vector: numpy <float32>[dim], None for no candidate
-    """
-
-    id: str
-    text: str
-    bag: np.ndarray
-    vector: Optional[np.ndarray]
-
-
-class StoredItem(NamedTuple):
-    """An item as it is read.
-
-    key: its key in faiss; bag: <int32>[n]; vector: <float32>[dim] or None; change: the number of
-    the last change that touched it
-    """
-
-    key: int
-    id: str
-    text: str
-    bag: np.ndarray
-    vector: Optional[np.ndarray]
-    removed: bool
-    change: int
-
-    @property
-    def is_candidate(self):
-        return self.vector is not None and not self.removed
-
-
-class KnownItem(NamedTuple):
-    """What a click on an item needs: its key, its bag <int32>[n], whether it was removed."""
-
-    key: int
-    bag: np.ndarray
-    removed: bool
 
 
 def get_meta(db, name):
@@ -103,7 +56,7 @@ def create_items(file, dim, rows, details, queries):
         db.execute("PRAGMA synchronous = OFF")
         db.executescript(SCHEMA)
         with transaction(db):
-            _put(db, rows, change=1, with_crc=True)
+            put_rows(db, rows, 1, CRCS + FIELDS)
             set_meta(db, "dim", dim)
             set_meta(db, "details", json.dumps(details, ensure_ascii=False))
             set_meta(db, "probes", np.asarray(queries, "<f4").tobytes())
@@ -152,7 +105,10 @@ class Items:
         except (TypeError, ValueError, RecursionError) as error:
             raise self._damaged("what it says of itself") from error
         columns = self._reads.execute("PRAGMA table_info(items)").fetchall()
-        self.has_checksums = "text_crc" in {column[1] for column in columns}
+        columns = {column[1] for column in columns}
+        self.has_checksums, self.has_fields = "text_crc" in columns, "fields" in columns
+        self._columns = CRCS * self.has_checksums + FIELDS * self.has_fields
+        self._fields = ", ".join(FIELDS if self.has_fields else ["'[]'", "0.0", "NULL"])
         self._crcs = ", ".join(CRCS if self.has_checksums else ["NULL"] * len(CRCS))
 
     def close(self):
@@ -169,7 +125,8 @@ class Items:
 
     # --- reading
 
-    def _ask(self, query, *parameters):
+    def ask(self, query, *parameters):
+        """The rows of a query in SQL that only reads. Raises StoreError."""
         with self._asking, self.errors():
             return self._reads.execute(query, parameters).fetchall()
 
@@ -179,12 +136,14 @@ class Items:
         return [self._verified(*row) for row in self._rows(condition, *parameters)]
 
     def _rows(self, condition, *parameters):
-        return self._ask(f"SELECT key, id, text, bag, vector, removed, change, {self._crcs} "
-                         f"FROM items WHERE {condition}", *parameters)
+        return self.ask(f"SELECT key, id, text, bag, vector, removed, change, {self._fields}, "
+                        f"{self._crcs} FROM items WHERE {condition}", *parameters)
 
-    def _verified(self, key, id, text, bag, vector, removed, change, *crcs):
+    def _verified(self, key, id, text, bag, vector, removed, change, *rest):
+        fields, stored_crcs = rest[:len(FIELDS)], rest[len(FIELDS):]
+        self._parsed_fields(key, id, *fields)
         try:
-            if self.has_checksums and crcs != _crcs(id, text, bag, vector):
+            if self.has_checksums and stored_crcs != crcs(id, text, bag, vector):
                 raise ValueError
             stored = StoredItem(key, id, text, np.frombuffer(bag, "<i4"),
                                 None if vector is None else np.frombuffer(vector, "<f4"),
@@ -201,11 +160,11 @@ class Items:
     def find(self, ids):
         """{id: KnownItem} of those of the ids, strings, that are known, removed ones included."""
         crc = "bag_crc" if self.has_checksums else "NULL"
-        rows = self._ask(f"SELECT id, key, bag, removed, {crc} FROM items "
-                         "WHERE id IN (SELECT value FROM json_each(?))", json.dumps(ids))
+        rows = self.ask(f"SELECT id, key, bag, removed, {crc} FROM items "
+                        "WHERE id IN (SELECT value FROM json_each(?))", json.dumps(ids))
         known = {}
         for id, key, bag, removed, crc in rows:
-            if self.has_checksums and not _is_intact(id, bag, crc):
+            if self.has_checksums and not is_intact(id, bag, crc):
                 raise self._damaged_item(key, id)
             known[id] = KnownItem(key, np.frombuffer(bag, "<i4"), bool(removed))
         return known
@@ -221,15 +180,31 @@ class Items:
     def _column(self, name, keys):
         """[(key, id, value of a column)] of keys: a query reads no more than it needs."""
         crc = f"{name}_crc" if self.has_checksums else "NULL"
-        rows = self._ask(f"SELECT key, id, {name}, {crc} FROM items "
-                         "WHERE key IN (SELECT value FROM json_each(?))", json.dumps(keys))
+        rows = self.ask(f"SELECT key, id, {name}, {crc} FROM items "
+                        "WHERE key IN (SELECT value FROM json_each(?))", json.dumps(keys))
         for key, id, value, crc in rows:
-            if self.has_checksums and not _is_intact(id, value, crc):
+            if self.has_checksums and not is_intact(id, value, crc):
                 raise self._damaged_item(key, id)
         missing = set(keys).difference(row[0] for row in rows)
         if missing:
             raise self._damaged(f"there is no item {min(missing)}")
         return [row[:3] for row in rows]
+
+    def attributes(self, change):
+        """What filters ask of the items that later changes touched: a list of (key, id, fields, a
+        list of str; added, seconds since 1970; the change). Of an index that keeps no fields there
+        are none, and nothing is known of when an item was added."""
+        return [(key, id, self._parsed_fields(key, id, *fields), fields[1], changed)
+                for key, id, changed, *fields in self.ask(
+                    f"SELECT key, id, change, {self._fields} FROM items WHERE change > ?", change)]
+
+    def _parsed_fields(self, key, id, fields, added, crc):
+        try:
+            if self.has_fields and crc != fields_crc(id, fields, added):
+                raise ValueError
+            return json.loads(fields)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise self._damaged_item(key, id) from error
 
     def vector(self, key):
         """<float32>[dim] of a candidate, None for what is none."""
@@ -242,11 +217,11 @@ class Items:
 
     def newest_change(self):
         """The number of the last change."""
-        return self._ask("SELECT max(change) FROM items")[0][0]
+        return self.ask("SELECT max(change) FROM items")[0][0]
 
     def removed(self):
         """The keys of the items that were removed, a set."""
-        return {key for key, in self._ask("SELECT key FROM items WHERE removed = 1")}
+        return {key for key, in self.ask("SELECT key FROM items WHERE removed = 1")}
 
     def scan(self):
         """Yields lists of StoredItem, all candidates in the order of their keys, as they are when
@@ -263,7 +238,7 @@ class Items:
     def vectors(self):
         """(keys <int64>[n], vectors <float32>[n, dim]) of all candidates, in no more memory than
         that."""
-        size, = self._ask(f"SELECT count(*) FROM items WHERE {IS_CANDIDATE}")[0]
+        size, = self.ask(f"SELECT count(*) FROM items WHERE {IS_CANDIDATE}")[0]
         keys, vectors = np.empty(size, np.int64), np.empty((size, self.dim), np.float32)
         start = 0
         for stored in self.scan():
@@ -302,11 +277,11 @@ class Items:
 
     def count(self):
         """How many items are known, removed ones included, without reading through the table."""
-        return self._ask("SELECT ifnull(max(key), 0) FROM items")[0][0]  # none is ever deleted
+        return self.ask("SELECT ifnull(max(key), 0) FROM items")[0][0]  # none is ever deleted
 
     def counts(self):
         """{"items": all that are known, "candidates", "removed", "without_vector"}."""
-        items, candidates, removed = self._ask(
+        items, candidates, removed = self.ask(
             f"SELECT count(*), sum({IS_CANDIDATE}), sum(removed) FROM items")[0]
         return {"items": items, "candidates": candidates, "removed": removed,
                 "without_vector": items - candidates - removed}
@@ -331,7 +306,7 @@ class Items:
 
     def integrity_error(self):
         """What SQLite's own check says of the file, None where it is in order."""
-        result = self._ask("PRAGMA integrity_check(1)")[0][0]
+        result = self.ask("PRAGMA integrity_check(1)")[0][0]
         return None if result == "ok" else result.splitlines()[-1]
 
     # --- writing
@@ -345,42 +320,10 @@ class Items:
     def put(self, rows, change):
         """Adds items, or replaces those of the same id; the last one of an id counts. rows: an
         iterable of Row"""
-        _put(self.db, rows, change, self.has_checksums)
+        put_rows(self.db, rows, change, self._columns)
 
     def remove(self, id, change):
         """Takes an item off the candidates; it stays known. Returns False where it is not known or
         was removed before."""
         return bool(self.db.execute("UPDATE items SET removed = 1, change = ? WHERE id = ? "
                                     "AND removed = 0", (change, id)).rowcount)
-
-
-CRCS = ["text_crc", "bag_crc", "vector_crc"]
-
-
-def _put(db, rows, change, with_crc):
-    columns = ["id", "text", "bag", "vector", "change"] + CRCS * with_crc
-    updates = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
-    db.executemany(
-        f"INSERT INTO items ({', '.join(columns)}, removed) VALUES ({'?, ' * len(columns)}0) "
-        f"ON CONFLICT (id) DO UPDATE SET {updates}, removed = 0",
-        (_values(row, change)[:len(columns)] for row in rows))
-
-
-def _values(row, change):
-    bag = np.asarray(row.bag, "<i4").tobytes()
-    vector = None if row.vector is None else np.asarray(row.vector, "<f4").tobytes()
-    return (row.id, row.text, bag, vector, change, *_crcs(row.id, row.text, bag, vector))
-
-
-def _crcs(id, text, bag, vector):
-    """The CRCS of an item; bag, vector: bytes, the latter maybe None."""
-    start = zlib.crc32(id.encode())
-    return tuple(zlib.crc32(data, start) for data in (text.encode(), bag, vector or b""))
-
-
-def _is_intact(id, data, crc):
-    try:
-        data = data.encode() if isinstance(data, str) else data
-        return zlib.crc32(data, zlib.crc32(id.encode())) == crc
-    except (TypeError, AttributeError):  # not even the type is right
-        return False

@@ -25,7 +25,8 @@ import numpy as np
 
 from ssr.errors import StoreError
 from ssr.retrieval.builds import current_build, lock
-from ssr.retrieval.items import Items, Row, create_items, set_meta  # noqa: F401  Row: for put
+from ssr.retrieval.items import Items, create_items, set_meta
+from ssr.retrieval.rows import Row  # noqa: F401  for put
 from ssr.retrieval.vectors import (
     DEFAULT_SEARCH,
     RECALL_AT,
