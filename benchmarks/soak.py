@@ -131,7 +131,7 @@ class Traffic:
 
     def changing(self, connection):
         while True:
-            id = f"soak-{self.random.randrange(2000)}"
+            id = f"soak-{self.random.randrange(2000):04d}"  # none is part of another
             publish = not self.is_candidate.get(id)
             # Until it is acknowledged nobody knows what a kill leaves of it.
             self.is_candidate.pop(id, None)
