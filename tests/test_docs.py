@@ -309,7 +309,6 @@ def make_data(folder):
         f"{number},{instant(11 + t // 86400, t // 3600 % 24, t // 60 % 60, t % 60)},{item + 1},0"
         for number, time, item in clicks for t in [time - start]])
     write("clicks.tsv", [f"reader-{number}\t{ids[item][0]}" for number, time, item in clicks[:50]])
-    shutil.copytree(ROOT / "test_data", folder / "valid_data")
 
 
 def script_of(block, port):
