@@ -1,9 +1,10 @@
 """A log of clicks, or sessions with raw ids -> what train.py and infer.py read.
 
-    python preprocess.py clicks --input yoochoose-clicks.dat --layout yoochoose --output_dir data
-    python preprocess.py clicks --input clicks.csv --layout table --output_dir data
+    python preprocess.py clicks --input yoochoose-clicks.dat --output_dir data
+    python preprocess.py clicks --input clicks.csv --output_dir data
     python preprocess.py sessions --train_files train.txt --test_files test.txt --output_dir data
     python preprocess.py clicks ... --items_path items.tsv     # or, of a table, --text_column Title
+    python train.py --data_dir data                            # as all that reads the output
 
 `clicks` filters and splits as the preprocessing of RSC15 in GRU4Rec's code does
 (examples/rsc15/preprocess.py; Hidasi et al., ICLR 2016, arXiv:1511.06939):
@@ -32,6 +33,8 @@ and where items have text or fields (ssr/preparation/text.py says what a token i
     tokens.txt       line i, from 0 on, is token i
     tokens.json      how Chinese was cut
 
+and data.json, in the end, which says what there is and holds a digest of each file.
+
 Ids are given in order of first appearance in train, then valid, then test: items that training
 does not have come last, and behind them, with --all_items, those that occur in no session. With
 --continue_from the items of an earlier output directory keep their ids and all others come behind
@@ -46,7 +49,13 @@ import sys
 from ssr.commands import Parser, number, run
 
 from ssr.data_directory import PARTS
-from ssr.preparation.click_log import YOOCHOOSE_COLUMNS, Columns, open_table, open_yoochoose
+from ssr.preparation.click_log import (
+    YOOCHOOSE_COLUMNS,
+    Columns,
+    layout_of,
+    open_table,
+    open_yoochoose,
+)
 from ssr.preparation.filtering import Rules
 from ssr.preparation.from_clicks import prepare_clicks
 from ssr.preparation.from_sessions import prepare_sessions
@@ -82,9 +91,10 @@ def parse_args(argv=None):
 def add_click_flags(add):
     count, days = number(int, 1, 10 ** 9), number(float, 0, 10 ** 6)
     add("--input", required=True, help="the log of clicks")
-    add("--layout", required=True, choices=("yoochoose", "table"),
+    add("--layout", choices=("yoochoose", "table"),
         help="yoochoose: session,timestamp,item,category without a header; table: CSV, TSV or "
-             "Parquet with named columns; gzip is read as well")
+             "Parquet with named columns; gzip is read as well; when not given yoochoose for .dat, "
+             "table for .csv, .tsv and .parquet")
     add("--output_dir", required=True, help="where the files are written")
     add("--session_column", default="SessionId", help="of a table")
     add("--item_column", default="ItemId", help="of a table")
@@ -142,7 +152,11 @@ def separator(text):
 
 
 def check_click_flags(args, error):
-    """Refuses flags that would have no effect."""
+    """Refuses flags that would have no effect, and takes the layout from the name of the log where
+    it is not given."""
+    args.layout = args.layout or layout_of(args.input)
+    if not args.layout:
+        error(f"{args.input}: its name does not tell the layout: give --layout")
     of_table = flags(args, TABLE_FLAGS)
     if args.layout == "yoochoose" and of_table:
         error(f"{', '.join(of_table)}: only for --layout table; the columns of yoochoose are "

@@ -21,6 +21,8 @@ from ssr.preparation.text import ItemText
 from ssr.preparation.times import from_seconds, parse_times, why_no_time
 
 YOOCHOOSE_COLUMNS = ("session", "timestamp", "item", "category")
+LAYOUTS = {".csv": "table", ".tsv": "table", ".parquet": "table", ".pq": "table",
+           ".dat": "yoochoose"}
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
@@ -56,6 +58,16 @@ class Log(NamedTuple):
 # --- opening --------------------------------------------------------------------------------------
 
 
+def layout_of(path) -> Optional[str]:
+    """The layout that the name of a log tells, "yoochoose" or "table"; None where it does not."""
+    return LAYOUTS.get(_extension(path))
+
+
+def _extension(path):
+    """With its dot, of what a gzip archive holds."""
+    return os.path.splitext(path.lower().removesuffix(".gz"))[1]
+
+
 def open_yoochoose(path) -> Log:
     """A log in the layout of yoochoose-clicks.dat, which has no header; gzip is read as well.
     Raises DataError."""
@@ -73,13 +85,12 @@ def open_table(path, columns: Columns, separator=None) -> Log:
     Raises DataError.
     """
     _check_file(path)
-    name = path.lower()
-    if name.endswith((".parquet", ".pq")):
+    if path.lower().endswith((".parquet", ".pq")):
         if separator:
             raise DataError(f"{path}: Parquet has no separator: leave --separator out")
         log = Log(path, pl.scan_parquet(path, glob=False), columns, "table")
     else:
-        separator = separator or SEPARATORS.get(os.path.splitext(name.removesuffix(".gz"))[1])
+        separator = separator or SEPARATORS.get(_extension(path))
         if separator is None:
             raise DataError(f"{path}: cannot tell the separator from the name (.csv, .tsv and "
                             ".txt, each also with .gz, and .parquet are known): give --separator")

@@ -1,16 +1,19 @@
 """Makes sessions whose next click can be learned: the sample of this project, or a large one.
 
-    python -m ssr.preparation.sample --content_dir sample    # what is committed, byte by byte
+    python -m ssr.preparation.sample --content_dir sample --clicks_path sample/clicks.csv
+        # what is committed, byte by byte
     python -m ssr.preparation.sample --output_dir /tmp/large --num_items 100000 \\
         --train_sessions 1000000
 
 A reader has a topic, and now and then turns to another one. The next click is an article that
 follows the last one, an earlier one again, or a popular one of the topic. The headline of an
-article holds words of its topic. Nobody's data is in it.
+article holds words of its topic. In the table of clicks new articles come every day, and the newest
+are clicked most. Nobody's data is in it.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 
@@ -51,6 +54,8 @@ CHINESE_EVERY = 12  # a headline in Chinese every so many articles of a topic
 REPEAT, FOLLOW, SWITCH = 0.10, 0.55, 0.05  # probabilities of a click; the rest goes by popularity
 FOLLOWERS = 3  # articles that often come after a given one
 MEAN_LENGTH, MAX_LENGTH = 6, 50
+NEWS_SESSIONS, NEWS_ARTICLES = 100, 240  # a day, of the table of clicks; one article more a topic
+ONE_CLICK_EVERY = 6
 FIRST_DAY, DAYS = 1_700_006_400, 5  # 15 November 2023, 00:00 UTC; the last day is the test's
 
 
@@ -171,11 +176,46 @@ def write_sample(output_dir, num_items, train_sessions, test_sessions, seed, con
         f.write(f"{num_items}\n")
     headlines = make_headlines(num_items, seed)
     with _create(os.path.join(content_dir, "items.txt")) as f:
-        f.writelines(f"n{item:04d}\t{headline}\n" for item, headline in enumerate(headlines))
+        f.writelines(f"{raw_id(item)}\t{headline}\n" for item, headline in enumerate(headlines))
     in_training = np.bincount(items[:offsets[train_sessions]], minlength=num_items) > 0
     # The same files on every machine, whether jieba is there or not.
     bags = text.make_bags(map(text.ItemText, headlines), in_training, 2, text.Tokenizer("bigrams"))
     bags.write(lambda name: _create(os.path.join(content_dir, name), "wb"))
+
+
+def make_news(seed):
+    """Sessions of DAYS, of the same number each day, in which old articles give way to new ones.
+
+    Returns items and offsets as make_sessions does, but some sessions are one click.
+    """
+    sessions = []
+    for day in range(DAYS):
+        items, offsets = make_sessions(NEWS_SESSIONS, NEWS_ARTICLES, [seed, 4, day])
+        # The lowest ids are clicked most: they become the newest articles.
+        newest = NEWS_ARTICLES + day * len(TOPICS) - 1
+        sessions += np.split(newest - items, offsets[1:-1])
+    sessions = [items[:1] if number % ONE_CLICK_EVERY == 0 else items
+                for number, items in enumerate(sessions)]
+    return np.concatenate(sessions), np.cumsum([0, *map(len, sessions)])
+
+
+def write_clicks(path, seed):
+    """Writes make_news as a table of clicks in order of time, with the headline of each article."""
+    items, offsets = make_news(seed)
+    times = make_times(offsets, seed)
+    headlines = make_headlines(int(items.max()) + 1, seed)
+    sessions = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    with _create(path) as f:
+        table = csv.writer(f, lineterminator="\n")
+        table.writerow(["SessionId", "ItemId", "Time", "Title"])
+        for click in np.argsort(times, kind="stable"):
+            item = items[click]
+            time = str(times[click].astype("datetime64[s]")).replace("T", " ")
+            table.writerow([f"s{sessions[click]:03d}", raw_id(item), time, headlines[item]])
+
+
+def raw_id(item):
+    return f"n{item:04d}"
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -193,6 +233,8 @@ def parse_args(argv=None):
     add("--test_sessions", type=number(int, 1, 10 ** 9), default=200, help="sessions to test on")
     add("--valid_sessions", type=number(int, 0, 10 ** 9), default=200,
         help="sessions to validate on")
+    add("--clicks_path", metavar="FILE.csv", help="also write a table of clicks with times and "
+        f"headlines, of {DAYS} days of news; it depends on --seed alone")
     add("--seed", type=number(int, 0, 2 ** 32 - 1), default=1, help="of all that is drawn")
     return parser.parse(argv)
 
@@ -204,6 +246,8 @@ def main(argv=None):
         try:
             write_sample(args.output_dir, args.num_items, args.train_sessions, args.test_sessions,
                          args.seed, args.content_dir, args.valid_sessions)
+            if args.clicks_path:
+                write_clicks(args.clicks_path, args.seed)
         except OSError as error:
             raise SetupError(f"cannot write {error.filename}: {error.strerror}") from error
         return 0
