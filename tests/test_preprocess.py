@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import preprocess
+from ssr.data_directory import DataDirectory
 from ssr.preparation import output as output_files
 
 DAY = 86_400
@@ -263,6 +264,28 @@ def test_a_session_that_ends_at_the_boundary_is_for_the_test(tmp_path):
     assert run_clicks(log, tmp_path / "out", *KEEP_ALL) == 0
     parts, _ = read_parts(tmp_path / "out")
     assert {part: len(sessions) for part, sessions in parts.items()} == {"train": 1, "test": 2}
+
+
+@pytest.mark.parametrize("name, layout", [("log.dat", "yoochoose"), ("LOG.CSV", "table"),
+                                          ("log.tsv", "table")])
+def test_the_name_tells_the_layout(tmp_path, name, layout):
+    log = write_yoochoose(tmp_path / name, SMALL)
+    if layout == "table":
+        separator = "\t" if name.endswith("tsv") else ","
+        log.write_text(separator.join(["SessionId", "Time", "ItemId", "Category"]) + "\n"
+                       + log.read_text().replace(",", separator))
+    assert preprocess.main(["clicks", "--input", str(log), "--output_dir", str(tmp_path / "out"),
+                            *map(str, KEEP_ALL)]) == 0
+    assert read_parts(tmp_path / "out")[0] == SMALL_PARTS
+    assert DataDirectory.open(str(tmp_path / "out")).description.layout == layout
+
+
+def test_a_name_that_does_not_tell_the_layout(tmp_path, capsys):
+    log = write_yoochoose(tmp_path / "log.txt", SMALL)
+    with pytest.raises(SystemExit):
+        preprocess.main(["clicks", "--input", str(log), "--output_dir", str(tmp_path / "out")])
+    assert "log.txt: its name does not tell the layout: give --layout" in capsys.readouterr().err
+    assert run_clicks(log, tmp_path / "out", *KEEP_ALL) == 0
 
 
 def test_unknown_items(tmp_path):

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+import preprocess
 import reader
-from ssr.data_directory import TOKEN_FILES
+from ssr.data_directory import TOKEN_FILES, DataDirectory
 from ssr.preparation import sample as make_sample
 from ssr.preparation import text
 from ssr.training.content import load_item_tokens
@@ -19,9 +20,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def test_the_committed_sample_is_what_the_generator_makes(tmp_path):
     content = [os.path.join("sample", name) for name in (
         "train_times/sessions.txt", "test_times/sessions.txt", "valid_data/sessions.txt",
-        "items.txt", *TOKEN_FILES)]
+        "items.txt", "clicks.csv", *TOKEN_FILES)]
     assert make_sample.main(["--output_dir", str(tmp_path), "--content_dir",
-                             str(tmp_path / "sample")]) == 0
+                             str(tmp_path / "sample"), "--clicks_path",
+                             str(tmp_path / "sample/clicks.csv")]) == 0
     names = ["train_data/sessions.txt", "test_data/sessions.txt", "vocab.txt", *content]
     assert sorted(names) == sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")
                                    if path.is_file())
@@ -67,6 +69,26 @@ def test_times_are_those_of_the_clicks_and_rise():
                                           os.path.join(ROOT, "sample", "test_times"), 500)
     assert later.min() > starts.max()
     assert later.max() - times.min() < make_sample.DAYS * 86_400 + 9000
+
+
+def test_the_table_of_clicks_is_news(tmp_path):
+    """New articles every day, some of which training does not know, and some that no session has
+    clicked often enough."""
+    assert preprocess.main([
+        "clicks", "--input", os.path.join(ROOT, "sample", "clicks.csv"), "--text_column", "Title",
+        "--valid_days", "1", "--keep_unknown", "--keep_times", "--all_items", "--output_dir",
+        str(tmp_path)]) == 0
+    directory = DataDirectory.open(str(tmp_path))
+    parts = {part: reader.load_timed_sessions(directory.sessions(part), directory.times(part),
+                                              directory.description.items)[0]
+             for part in ("train", "valid", "test")}
+    clicks = {part: dataset.item_clicks() for part, dataset in parts.items()}
+    labels = parts["test"].items[parts["test"].offsets[1:] - 1]
+    assert 0.1 < (clicks["train"][labels] == 0).mean() < 0.5
+    assert (sum(clicks.values()) == 0).sum() > 50
+    with open(directory.items, encoding="utf-8") as made, \
+            open(os.path.join(ROOT, "sample", "items.txt"), encoding="utf-8") as sample:
+        assert {*made} < {*sample}  # the articles are those of the sample
 
 
 @pytest.mark.parametrize("num_items", [2, 7, 20, 21, 5000])
