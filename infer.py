@@ -4,8 +4,10 @@
     python infer.py --start_index 10 --topk 5 20 --positions all
     python infer.py --start_index 10 --output top.tsv --items_path items.txt
     python infer.py --start_index 10 --candidates unknown    # a model of train.py --item_tokens
+    python infer.py --start_index 10 --baselines popular item_knn v_sknn --report report.html
 
-How items are ranked, and what has no vector: ssr/evaluation/ranking.py.
+How items are ranked, and what has no vector: ssr/evaluation/ranking.py. What the table and the
+report say beyond recall and MRR: ssr/evaluation/metrics.py.
 """
 
 from __future__ import annotations
@@ -28,14 +30,16 @@ from ssr.data_directory import (
     take_from_data_dir,
 )
 from ssr.errors import DataError, SetupError
-from ssr.evaluation import ranking
-from ssr.evaluation.queries import make_queries
-from ssr.files import write_atomically
+from ssr.evaluation.queries import Task
+from ssr.evaluation.ranking import ModelRecommender
+from ssr.files import check_writable, write_atomically, write_text
 from ssr.retrieval.checkpoint import best_epoch
 from ssr.retrieval.encoder import IdEncoder
 from ssr.training.checkpoints import Checkpoint
 
 logger = logging.getLogger("infer")
+
+BASELINES = ("popular", "item_knn", "v_sknn")  # of ssr.evaluation.baselines
 
 
 def parse_args(argv=None):
@@ -64,11 +68,18 @@ def parse_args(argv=None):
         "a vector, or only those that were not clicked in training, for labels among them")
     add("--output", metavar="FILE",
         help="write the top items of each query, as tab-separated text")
+    add("--baselines", nargs="+", choices=BASELINES, default=[], help="print a table of the "
+        "epochs beside these, with more metrics and intervals")
+    add("--train_dir", default="train_data", help="the sessions of the training, for --baselines")
+    add("--report", metavar="FILE", help="write table, parts of the test and examples as a page "
+        "of HTML")
     add("--items_path", default="items.txt", type=data_path,
-        help="raw ids and texts for --output, where the file exists")
+        help="raw ids and texts for --output and --report, where the file exists")
     args = parser.parse(argv)
-    take_from_data_dir(args, test_dir="test_data", vocab_path=VOCAB_FILE, items_path=ITEMS_FILE,
-                       item_tokens=ITEM_TOKENS_FILE)
+    take_from_data_dir(args, train_dir="train_data", test_dir="test_data", vocab_path=VOCAB_FILE,
+                       items_path=ITEMS_FILE, item_tokens=ITEM_TOKENS_FILE)
+    if "train_dir" in args.given and not args.baselines:
+        parser.error("--train_dir is for --baselines: leave it out, or give both")
     if args.best and {"start_index", "last_index"} & {*args.given}:
         parser.error("--best names the epoch: leave out --start_index and --last_index")
     if args.last_index < args.start_index:
@@ -81,11 +92,10 @@ class TopWriter:
 
     HEADER = "epoch\tsession\tposition\trank\tscore\titem\traw_id\ttext\n"
 
-    def __init__(self, file, queries, names, k, epoch):
-        self.file, self.queries, self.names, self.k, self.epoch = file, queries, names, k, epoch
+    def __init__(self, file, queries, names, epoch):
+        self.file, self.queries, self.names, self.epoch = file, queries, names, epoch
 
-    def __call__(self, chunk, users, ranker):
-        items, scores = ranker.top(users, self.k)
+    def __call__(self, chunk, items, scores):
         for query, row, row_scores in zip(chunk, items, scores):
             head = f"{self.epoch}\t{self.queries.sessions[query]}\t{self.queries.positions[query]}"
             self.file.writelines(
@@ -125,15 +135,16 @@ def find_epochs(args, vocab_size):
     return complete
 
 
-def choose_candidates(which, encoder):
-    """<bool>[V]: "all" with a vector, or those "unknown" to training. Raises SetupError."""
-    if which == "all":
-        return encoder.has_vector
+def make_task(args, dataset, encoder):
+    """The Task: the candidates are all items with a vector, or those of them that were not clicked
+    in training; these are then the labels too. Raises SetupError for no candidate."""
+    if args.candidates == "all":
+        return Task(dataset, args.positions, encoder.has_vector, np.ones_like(encoder.has_vector))
     chosen = encoder.has_vector & ~encoder.clicked
     if not chosen.any():
         raise SetupError("--candidates unknown: no item without a training click has a "
-                               "vector; content gives one (train.py --item_tokens)")
-    return chosen
+                         "vector; content gives one (train.py --item_tokens)")
+    return Task(dataset, args.positions, chosen, chosen)
 
 
 def print_metrics(path, queries, ranks, encoder, topk, seconds):
@@ -175,25 +186,60 @@ def infer(args, file=None):
     utils.set_device(args.use_cuda)
     dataset = reader.construct_test_data(args.test_dir, args.vocab_path)
     epochs = find_epochs(args, dataset.vocab_size)
-    names = read_names(args.items_path, dataset.vocab_size) if file else None
+    compares = bool(args.baselines or args.report)
+    train = read_train(args, epochs) if args.baselines else None
+    names = read_names(args.items_path, dataset.vocab_size) if file or args.report else None
+    rows = []
     for epoch, meta in epochs:
         begin = time.time()
         encoder = IdEncoder.load(Checkpoint(args.model_dir, epoch, meta), args.item_tokens)
-        candidates = choose_candidates(args.candidates, encoder)
-        queries = make_queries(dataset, encoder.has_vector, args.positions)
-        if args.candidates != "all":
-            queries = queries.select(candidates[queries.labels])
-        top = None
-        if file:
-            top = TopWriter(file, queries, names, max(args.topk), epoch)
-        ranks = ranking.evaluate(encoder, queries, candidates, args.batch_size, top)
-        print_metrics(f"{args.model_dir}/epoch_{epoch}", queries, ranks, encoder, args.topk,
+        task = make_task(args, dataset, encoder)
+        queries = task.queries(encoder.has_vector)
+        answers = ModelRecommender(f"epoch {epoch}", encoder, args.batch_size).answer(
+            queries, task.candidates, max(args.topk) if file or compares else 0,
+            TopWriter(file, queries, names, epoch) if file else None)
+        print_metrics(f"{args.model_dir}/epoch_{epoch}", queries, answers.ranks, encoder, args.topk,
                       time.time() - begin)
+        rows += [answers] if compares else []
+    if compares:
+        compare(args, task, rows, encoder, train, names)
     return 0
+
+
+def compare(args, task, rows, encoder, train, names):
+    """Prints the table of the epochs and baselines, and writes the report.
+
+    task: of the epochs, the same for all
+    rows: the Answers of the epochs
+    encoder: of any of them
+    train: the sessions that the baselines are made from, None where there are none
+    names: of the items, None where there is no report
+    """
+    from ssr.evaluation import comparison, metrics, report  # they need scipy, others do not
+
+    rows = rows + comparison.answer_with_baselines(args.baselines, train, task, max(args.topk))
+    catalogue = metrics.Catalogue(task.candidates, encoder.model.item_clicks.numpy())
+    compared = comparison.Comparison.of(task.queries(encoder.has_vector), catalogue, args.topk,
+                                        rows)
+    print(*comparison.table(compared), sep="\n", flush=True)
+    if args.report:
+        sources = {"model": args.model_dir, "test": args.test_dir}
+        write_text(args.report, report.make_report(compared, task.dataset, names, sources))
+
+
+def read_train(args, epochs):
+    """The sessions that baselines are made from. Warns where the model was trained on others."""
+    train = reader.construct_train_data(args.train_dir, args.vocab_path)
+    if epochs[-1][1].get("data", {}).get("train") not in (None, train.digest()):
+        logger.warning("%s holds other sessions than the model was trained on: the baselines know "
+                       "these, the model those", args.train_dir)
+    return train
 
 
 def infer_to_file(args):
     """infer, with the top items written to --output if that is given."""
+    if args.report:
+        check_writable(args.report, "--report")
     if args.output is None:
         return infer(args)
     def write(path):

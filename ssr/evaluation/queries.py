@@ -1,4 +1,5 @@
-"""What is asked of a model or baseline: sessions, cut into what was clicked and what came next."""
+"""What is asked of a model or baseline, sessions cut into what was clicked and what came next, and
+what it answers."""
 
 from __future__ import annotations
 
@@ -34,13 +35,36 @@ class Queries(NamedTuple):
         return self._replace(**{name: getattr(self, name)[chosen] for name in
                                 ("labels", "sources", "sessions", "positions")})
 
+    def ends(self):
+        """For the queries that have a click before their label, <int64>[n] each: which these are,
+        the session in `lengths` of each, and the place in it, from 0 on, where the query's sequence
+        ends."""
+        asked = np.flatnonzero(self.sources >= 0)
+        ends = np.cumsum(self.lengths)
+        session = np.searchsorted(ends, self.sources[asked], side="right")
+        return asked, session, self.sources[asked] - (ends - self.lengths)[session]
+
+
+class Answers(NamedTuple):
+    """What a model or baseline answered to the same queries.
+
+    name: of the model or baseline
+    ranks: <int64>[queries], of the label among all candidates, from 1 on, ties against it; 0 where
+        it has none, a miss
+    top: <int32>[queries, K], the K best items, best first; -1 from where there are no more on
+    """
+
+    name: str
+    ranks: np.ndarray
+    top: np.ndarray
+
 
 def make_queries(dataset, has_vector, positions):
     """Cuts sessions into sequences and labels, and leaves out the clicks whose items have no
     vector.
 
     dataset: reader.YoochooseDataset
-    has_vector: <bool>[V]
+    has_vector: <bool>[V]; for a baseline, which items it knows
     positions: "last" for one query a session, "all" for one at each click but the first
     """
     items = np.asarray(dataset.items, np.int64)
@@ -60,3 +84,23 @@ def make_queries(dataset, has_vector, positions):
     return Queries(items[encodable], np.diff(begin, append=len(encodable)), items[label_at],
                    sources, session + 1, label_at - starts[session] + 1,
                    len(inputs) - len(encodable))
+
+
+class Task(NamedTuple):
+    """What models and baselines are compared on.
+
+    dataset: reader.YoochooseDataset, the sessions of the test
+    positions: as of make_queries
+    candidates: <bool>[V], the items that are ranked
+    labels: <bool>[V], those that are asked for
+    """
+
+    dataset: object
+    positions: str
+    candidates: np.ndarray
+    labels: np.ndarray
+
+    def queries(self, known):
+        """The Queries of a model or baseline. known: <bool>[V], the items whose clicks it reads"""
+        queries = make_queries(self.dataset, known, self.positions)
+        return queries.select(self.labels[queries.labels])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reader import ragged_arange
+from ssr.evaluation.queries import Answers
 from ssr.progress import progress_bar
 from ssr.retrieval.encoder import ITEMS_AT_A_TIME
 from ssr.runtime import paddle
@@ -46,12 +47,9 @@ class _Sequences(NamedTuple):
         """max_len: the newest clicks that are encoded, None for all"""
         lengths, ends = queries.lengths, np.cumsum(queries.lengths)
         max_len = max_len or int(lengths.max(initial=1))
-        asked = np.flatnonzero(queries.sources >= 0)
-        sources = queries.sources[asked]
-        session = np.searchsorted(ends, sources, side="right")
-        place = sources - (ends - lengths)[session]  # in the session
+        asked, session, place = queries.ends()
         is_long = place >= max_len
-        long_sources = sources[is_long]
+        long_sources = queries.sources[asked[is_long]]
         starts = np.concatenate([ends - lengths, long_sources - (max_len - 1)])
         cut = np.concatenate([np.minimum(lengths, max_len), np.full(len(long_sources), max_len)])
         order = np.argsort(np.concatenate([np.arange(len(lengths)), session[is_long]]),
@@ -164,3 +162,33 @@ def evaluate(encoder, queries, candidates, batch_size, on_batch=None):
                 on_batch(batch, users, ranker)
             bar.update(len(batch))
     return ranks
+
+
+class ModelRecommender:
+    """A trained model, asked as a baseline is (baselines.py).
+
+    known: <bool>[V], the items that have a vector
+    """
+
+    def __init__(self, name, encoder, batch_size):
+        """encoder: IdEncoder; batch_size: queries that are ranked at a time"""
+        self.name, self.encoder, self.batch_size = name, encoder, batch_size
+        self.known = encoder.has_vector
+
+    def answer(self, queries, candidates, k, on_top=None):
+        """Answers to all queries, with lists of the k best items, 0 for none.
+
+        queries: Queries of the known items
+        candidates: <bool>[V], at least one, all of which are known
+        on_top: called with (indices of queries, their best items <int64>[n, k], the scores of these
+            <float32>[n, k]), if given
+        """
+        top = np.full((len(queries.labels), k), -1, np.int32)
+
+        def keep(batch, users, ranker):
+            items, scores = ranker.top(users, k)
+            top[batch, :items.shape[1]] = items
+            if on_top:
+                on_top(batch, items, scores)
+        ranks = evaluate(self.encoder, queries, candidates, self.batch_size, keep if k else None)
+        return Answers(self.name, ranks, top)
