@@ -256,6 +256,9 @@ def test_a_failure_while_files_are_replaced(tmp_path, monkeypatch, capsys):
                                 str(data), "--min_item_support", "1"]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert "incomplete" in refusal(data)
+    assert preprocess.main(["clicks", "--input", str(tmp_path / "clicks.csv"), "--output_dir",
+                            str(tmp_path / "more"), "--continue_from", str(data)]) == 1
+    assert "incomplete" in capsys.readouterr().err
     DataDirectory.open(str(prepare(tmp_path)))
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 import polars as pl
 
-from ssr.data_directory import ITEM_TOKENS_FILE, ITEMS_FILE
+from ssr.data_directory import ITEM_TOKENS_FILE, ITEMS_FILE, read_description
 from ssr.errors import DataError
 from ssr.files import numbered_lines
 
@@ -33,6 +33,7 @@ NO_EARLIER_RUN = EarlierRun("", [], [], None)
 
 def read_earlier_run(directory) -> EarlierRun:
     """What a directory of --continue_from says of its items. Raises DataError."""
+    read_description(directory)  # an incomplete one has items of two runs
     path = os.path.join(directory, ITEMS_FILE)
     lines = [line for _, line in numbered_lines(path, "--continue_from is an earlier --output_dir")]
     raw_ids = [line.split("\t")[0] for line in lines]
