@@ -191,18 +191,30 @@ def flags(args, names):
 
 
 def run_clicks(args):
-    if args.layout == "yoochoose":
-        log = open_yoochoose(args.input)
-    else:
-        log = open_table(args.input, Columns(args.session_column, args.item_column,
-                                             args.time_column), args.separator)
-    rules = Rules(args.min_session_length, args.min_item_support, args.test_days, args.valid_days,
-                  args.keep_unknown)
-    written = prepare_clicks(
-        log, args.output_dir, rules, text_settings(args, args.text_column, args.field_columns),
-        keep_times=args.keep_times, earlier=earlier_run(args), on_stage=print_stage)
+    written = prepare(args, open_log(args, args.input), on_stage=print_stage)
     print_written(args.output_dir, written)
     return 0
+
+
+def open_log(args, path):
+    """The log of clicks in a file."""
+    if args.layout == "yoochoose":
+        return open_yoochoose(path)
+    return open_table(path, columns_of(args), args.separator)
+
+
+def columns_of(args):
+    return Columns(args.session_column, args.item_column, args.time_column)
+
+
+def prepare(args, log, valid=None, on_stage=lambda stage: None):
+    """Writes --output_dir as the flags say, from a log. valid: a log of its own for validation, or
+    None. Returns what prepare_clicks does."""
+    rules = Rules(args.min_session_length, args.min_item_support, args.test_days, args.valid_days,
+                  args.keep_unknown)
+    return prepare_clicks(
+        log, args.output_dir, rules, text_settings(args, args.text_column, args.field_columns),
+        valid=valid, keep_times=args.keep_times, earlier=earlier_run(args), on_stage=on_stage)
 
 
 def run_sessions(args):

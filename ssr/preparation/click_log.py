@@ -1,4 +1,4 @@
-"""A log of clicks on the disk -> numbers.
+"""A log of clicks, on the disk or in memory -> numbers.
 
     log = open_table("clicks.csv", Columns("SessionId", "ItemId", "Time"))
     clicks, raw_items = read_clicks(log)
@@ -35,13 +35,13 @@ class Columns(NamedTuple):
 
 
 class Log(NamedTuple):
-    """A log of clicks on the disk.
+    """A log of clicks, on the disk or in memory.
 
-    path: the file
+    path: the file, or what errors call a table in memory
     scan: all of its columns, lazily; those of a text file are all strings
     columns: the names of those that a click is made of
     layout: "yoochoose" or "table"
-    separator: what is between the fields of a text file, None for Parquet
+    separator: what is between the fields of a text file, None for Parquet and in memory
     header: how many records come before the first click
     quoted: whether fields of a text file can be quoted
     """
@@ -97,9 +97,15 @@ def open_table(path, columns: Columns, separator=None) -> Log:
         log_lines.check_compression(path)
         scan = pl.scan_csv(path, separator=separator, infer_schema=False, glob=False)
         log = Log(path, scan, columns, "table", separator, header=1, quoted=True)
-    schema = _schema(log)
-    for what, name in columns._asdict().items():
-        _check_column(log, schema, name, f"--{what}_column")
+    _check_columns(log)
+    return log
+
+
+def open_frame(frame, columns: Columns, name="clicks") -> Log:
+    """A log in memory. frame: a polars DataFrame or LazyFrame; name: for errors. Raises
+    DataError."""
+    log = Log(name, frame.lazy(), columns, "table")
+    _check_columns(log)
     return log
 
 
@@ -114,11 +120,18 @@ def _schema(log):
         return log.scan.collect_schema()
 
 
+def _check_columns(log):
+    schema = _schema(log)
+    for what, name in log.columns._asdict().items():
+        _check_column(log, schema, name, f"--{what}_column")
+
+
 def _check_column(log, schema, name, flag):
     if name not in schema:
-        raise DataError(f"{log.path}, line 1: no column {name!r}; the columns are "
-                        f"{', '.join(_shown(column) for column in schema)}: name one with {flag} "
-                        "(and check --separator)")
+        place, check = (", line 1", " (and check --separator)") if log.separator else ("", "")
+        raise DataError(f"{log.path}{place}: no column {name!r}; the columns are "
+                        f"{', '.join(_shown(column) for column in schema)}: name one with {flag}"
+                        f"{check}")
 
 
 # --- clicks ---------------------------------------------------------------------------------------

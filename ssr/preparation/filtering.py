@@ -75,12 +75,19 @@ def filter_and_split(clicks: pl.DataFrame, num_items: int, rules: Rules,
     parts = _split(clicks, rules)
     stage("train", parts["train"], "")
     for part in rules.parts[1:]:
-        if not rules.keep_unknown:
-            known = drop_unknown_items(parts[part], parts["train"], num_items)
-            parts[part] = drop_short_sessions(known, length)
+        parts[part] = drop_unknown(parts[part], parts["train"], num_items, rules)
         stage(part, parts[part], "its items are unknown to training: --keep_unknown keeps them; "
               f"or change --{part}_days")
     return {part: parts[part] for part in rules.parts}
+
+
+def drop_unknown(clicks, train, num_items, rules: Rules) -> pl.DataFrame:
+    """The clicks of validation or test, in their order, without those on items that training does
+    not have and the sessions that are short then; all of them where the rules keep them."""
+    if rules.keep_unknown:
+        return clicks
+    return drop_short_sessions(drop_unknown_items(clicks, train, num_items),
+                               rules.min_session_length)
 
 
 def _split(clicks, rules):
