@@ -14,7 +14,7 @@ from ssr.evaluation.metrics import NAMES, measure_gain, measure_recall
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
 POSITIONS = ((2, 2), (3, 3), (4, 4), (5, 5), (6, 10), (11, 20), (21, None))  # of the label
 POPULARITY_BINS = 5
-EXAMPLES = 12
+EXAMPLES = 8
 SHOWN_CLICKS, SHOWN_ITEMS = 8, 5  # of an example
 SEED = 0  # of the choice of examples
 
@@ -88,7 +88,8 @@ def _head(comparison, sources):
         gain = measure_gain(comparison.rows[first].ranks, comparison.rows[best].ranks,
                             queries.sessions, k)
         cards.append(_figure(f"against {comparison.rows[best].name}, the best baseline",
-                             f"{gain.value:+.3f}", f"{gain.low:+.3f} to {gain.high:+.3f}"))
+                             _signed(gain.value), f"95% interval {_signed(gain.low)} to "
+                             f"{_signed(gain.high)}, on the same sessions"))
     cards.append(_figure("asked", f"{len(queries.labels):,}",
                          f"queries of {sessions:,} sessions; "
                          f"{np.count_nonzero(comparison.catalogue.candidates):,} candidates"))
@@ -96,6 +97,10 @@ def _head(comparison, sources):
             f'<p class="soft">What was clicked next in the sessions of {escape(sources["test"])}'
             " is the one right answer to each query.</p>\n"
             f'<div class="heads">{"".join(cards)}</div>')
+
+
+def _signed(value):
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _figure(title, value, below):
@@ -165,7 +170,7 @@ def _parts(comparison):
 
 def by_position(positions):
     """{name: <bool>[queries]} by the position of the label in its session, from 1 on."""
-    return {_range(low, high): (positions >= low) & (positions <= (high or np.inf))
+    return {f"click {_range(low, high)}": (positions >= low) & (positions <= (high or np.inf))
             for low, high in POSITIONS}
 
 
@@ -180,7 +185,7 @@ def by_popularity(clicks):
         return {}
     shares = np.linspace(0, 1, POPULARITY_BINS + 1)[1:]
     bounds = np.unique(np.quantile(known, shares, method="inverted_cdf")).tolist()
-    return {_range(low + 1, high): (clicks > low) & (clicks <= high)
+    return {f"{_range(low + 1, high)} clicks": (clicks > low) & (clicks <= high)
             for low, high in zip([int(known.min()) - 1, *bounds], bounds)}
 
 
@@ -212,7 +217,8 @@ def _group(comparison, name, count, recalls, largest):
         f'<div class="bar {_color(comparison, row)}" title="{escape(comparison.rows[row].name)}: '
         f'{recall}"><span style="{_places(recall, largest)}"><i></i><u></u></span>'
         f"{recall.value:.3f}</div>" for row, recall in zip(_charted(comparison), recalls))
-    return (f'<div class="group"><div>{escape(name)}<small>{count:,} queries</small></div>'
+    queries = "1 query" if count == 1 else f"{count:,} queries"
+    return (f'<div class="group"><div>{escape(name)}<small>{queries}</small></div>'
             f"<div>{bars}</div></div>")
 
 
