@@ -27,7 +27,7 @@ from ssr.errors import DataError
 from ssr.files import write_atomically
 from ssr.preparation import text
 from ssr.retrieval.clicks import read_clicks
-from ssr.retrieval.flags import add_live, live_flags, open_index
+from ssr.retrieval.flags import add_filter, add_live, filter_of, live_flags, open_index
 from ssr.retrieval.live_settings import change_live, read_live
 from ssr.retrieval.values import Item, enumerated, printable
 
@@ -62,16 +62,29 @@ def query(args):
         raise DataError("give the clicks of the session: --session IDS, or --item ID for each")
     session = (args.session or "").split() + args.item
     with open_index(args) as index:
-        answer = index.query(session, args.k, bool(args.exclude_session), args.now)
-        for rank, hit in enumerate(answer.hits, 1):
-            print(f"{rank}\t{hit.score:.6f}\t{printable(hit.id)}\t{printable(hit.text)}"
-                  + f"\t{hit.source}" * index.is_live)
+        answer = index.query(session, args.k, bool(args.exclude_session), args.now,
+                             filter_of(args))
+        print_hits(answer, index.is_live)
     if answer.skipped:
         logger.info("%d clicks were skipped: their items are unknown or have no vector",
                     answer.skipped)
-    if answer.reason:
-        logger.info("no items: %s", answer.reason)
     return 0
+
+
+def similar(args):
+    """Prints rank, score, id and text of the items that are most like one."""
+    with open_index(args) as index:
+        print_hits(index.similar([args.id], args.k, filter_of(args))[0])
+    return 0
+
+
+def print_hits(answer, with_source=False):
+    """The hits of an Answer, a line each."""
+    for rank, hit in enumerate(answer.hits, 1):
+        print(f"{rank}\t{hit.score:.6f}\t{printable(hit.id)}\t{printable(hit.text)}"
+              + f"\t{hit.source}" * with_source)
+    if answer.reason:
+        logger.info("%s%s", "" if answer.hits else "no items: ", answer.reason)
 
 
 def add(args):
@@ -209,6 +222,8 @@ def make_parser():
     add_build(command("build", build, "make an index of the items of a checkpoint"))
     add_query(command("query", query, "the items that fit a session: rank, score, id, text; of a "
                       "live index also what ranks them, live (clicks) or nearest (the vectors)"))
+    add_similar(command("similar", similar, "the items that are most like one: rank, score, id, "
+                        "text"))
     command("add", add, "add items, or replace those of the same id").add_argument(
         "items_path", nargs="?", default="-", metavar="FILE", help="an item a line: id, tab, text, "
         "then maybe tabs and fields like section:sports; - is standard input")
@@ -263,6 +278,14 @@ def add_query(parser):
              help="1: the items of the session are left out")
     add_flag("--now", type=number(float, 0), help="of a live index: the moment of the query in "
              "seconds since 1970; this one when not given")
+    add_filter(parser)
+    add_live(parser)
+
+
+def add_similar(parser):
+    parser.add_argument("id", metavar="ID", help="raw id of the item")
+    parser.add_argument("-k", type=number(int, 1), default=20, help="items wanted")
+    add_filter(parser)
     add_live(parser)
 
 

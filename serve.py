@@ -79,6 +79,8 @@ def make_parser():
     add_flag("--max_k", type=positive, default=default.max_k, help="hits of a session")
     add_flag("--max_batch", type=positive, default=default.max_batch,
              help="sessions, items or clicks of a request")
+    add_flag("--max_ids", type=positive, default=default.max_ids,
+             help="ids that a request may choose from or exclude")
     add_flag("--max_text", type=number(int, 1, MAX_TEXT), default=default.max_text,
              help="bytes of an item's text")
     add_flag("--max_connections", type=positive, default=512,

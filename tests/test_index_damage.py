@@ -240,9 +240,10 @@ def test_ids_with_white_space_can_be_queried(path, capsys):
     with Index.open(path, True) as index:
         index.add([Item("two words", index.query(["n0001"], 1).hits[0].text)])
     query = ["query", "--index_dir", path, "-k", "3"]
-    assert run(capsys, *query, "--session", "two words")[1] == ""
+    unknown = run(capsys, *query, "--session", "nobody known")[1]
+    assert run(capsys, *query, "--session", "two words")[1] == unknown
     one = run(capsys, *query, "--item", "two words")[1]
-    assert len(one.splitlines()) == 3
+    assert len(one.splitlines()) == 3 and one != unknown
     both = run(capsys, *query, "--session", "n0001 n0002", "--item", "two words")[1]
     assert both != one and both != run(capsys, *query, "--session", "n0001 n0002")[1]
     code, _, errors = run(capsys, *query)

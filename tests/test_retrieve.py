@@ -114,8 +114,15 @@ def test_unknown_clicks_are_skipped_and_an_empty_answer_says_why(built):
     with Index.open("index") as index:
         answer = index.query(["nobody", "n0015", "knows"], 3)
         assert answer.skipped == 2 and answer.hits == index.query(["n0015"], 3).hits
-        assert index.query(["nobody"]) == ([], 1, "none of its items is known")
-        assert index.query([]) == ([], 0, "the session is empty")
+        unknown = index.query(["nobody"], 60)
+        assert unknown[1:] == (1, "none of its items is known: these are read most in training")
+        # All candidates that were clicked in training, the most clicked first.
+        clicks = np.bincount(reader.construct_train_data("train_data", "vocab.txt").items)
+        assert [hit.score for hit in unknown.hits] == sorted(clicks[clicks > 0], reverse=True)
+        assert all(clicks[int(hit.id[1:])] == hit.score and hit.source == "popular"
+                   for hit in unknown.hits)
+        assert index.query([], 3) == (unknown.hits[:3], 0,
+                                      "the session is empty: these are read most in training")
 
 
 def test_a_batch_is_its_sessions_one_by_one(built):
@@ -430,7 +437,7 @@ def test_commands(built, capsys):
                             "vector": pl.Array(pl.Float32, 8)}
     assert best not in table["id"] and "n0003" in table["id"]
     np.testing.assert_allclose((table["vector"].to_numpy() ** 2).sum(1), 1, atol=1e-5)
-    assert run("query", "--session", "nobody") == ""
+    assert len(run("query", "--session", "nobody", "-k", "3").splitlines()) == 3
 
 
 def test_add_and_remove_read_standard_input(built):

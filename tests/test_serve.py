@@ -33,7 +33,7 @@ from ssr.service.app import make_app
 from ssr.service.limits import Limits
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LIMITS = Limits(max_body=20_000, max_session=9, max_k=50, max_batch=5)
+LIMITS = Limits(max_body=20_000, max_session=9, max_k=50, max_batch=5, max_ids=1000)
 
 
 def make_index(directory, *flags):
@@ -87,6 +87,10 @@ def ids_of(answer):
     return [hit["id"] for hit in answer["hits"]]
 
 
+def sources_of(answer):
+    return [hit["source"] for hit in answer["hits"]]
+
+
 def problem_of(response, status):
     """(the path to the field, the message) of a refusal."""
     assert response.status_code == status, response.text
@@ -114,9 +118,11 @@ def test_recommendations_are_those_of_the_index(client):
     with_session = recommend(client, "n0015", "n0003", k=50, exclude_session=False)
     assert {"n0015", "n0003"} <= set(ids_of(with_session))
     assert len(recommend(client, "n0015")["hits"]) == 20
-    assert recommend(client) == {"hits": [], "skipped": 0, "reason": "the session is empty"}
-    assert recommend(client, "谁") == {"hits": [], "skipped": 1,
-                                      "reason": "none of its items is known"}
+    for session, reason in (([], "the session is empty"), (["谁"], "none of its items is known")):
+        answer = recommend(client, *session)
+        assert {hit["source"] for hit in answer["hits"]} == {"popular"}
+        assert answer["skipped"] == len(session)
+        assert answer["reason"] == f"{reason}: these are read most in training"
 
 
 def test_a_batch_is_its_sessions(client):
@@ -124,6 +130,32 @@ def test_a_batch_is_its_sessions(client):
     response = client.post("/recommend/batch", json={"sessions": sessions, "k": 3})
     assert [ids_of(answer) for answer in response.json()["answers"]] == [
         ids_of(recommend(client, *session, k=3)) for session in sessions]
+
+
+def test_filters_and_similar_items(client):
+    everything = ids_of(recommend(client, "n0015", k=50))
+    assert ids_of(recommend(client, "n0015", candidates=everything[3:9] + ["nobody"],
+                            exclude=[everything[4]], k=4)) == [everything[3], *everything[5:8]]
+    for id, section in zip(everything, "aabbc"):
+        assert client.put(f"/items/{id}", json={"fields": {"section": section}}).status_code == 200
+    some = {"only": ["section:a", "section:b"], "max_age": 60, "at_most": {"section": 1}}
+    answer = recommend(client, "n0015", **some)
+    assert {id in everything[:2] for id in ids_of(answer)} == {True, False}
+    assert len(answer["hits"]) == 2
+    many = client.post("/recommend/batch", json={"sessions": [["n0015"]], **some}).json()
+    assert many["answers"] == [answer]
+    assert recommend(client, "n0015", candidates=[]) == {
+        "hits": [], "skipped": 0, "reason": "no other item passes the filter"}
+    nearest = client.post("/similar", json={"item": "n0015", "k": 3, "without": ["section:a"]})
+    assert not set(ids_of(nearest.json())) & set(everything[:2])
+    similar = client.get("/similar", params={"item": "n0015", "k": 4}).json()
+    assert similar["hits"] == [hit._asdict() for hit in client.index.similar(["n0015"], 4)[0].hits]
+    assert client.get("/similar", params={"item": "nobody"}).json()["reason"]
+    for body, field in (({"only": ["sports"]}, "body"), ({"candidates": "n0015"}, "candidates"),
+                        ({"at_most": {"section": 0}}, "at_most"), ({"max_age": -1}, "max_age"),
+                        ({"exclude": ["a"] * 1001}, "exclude")):
+        response = client.post("/recommend", json={"session": [], **body})
+        assert field in problem_of(response, 422)[0]
 
 
 def browse(client, **query):
@@ -166,8 +198,8 @@ def test_health_and_description(client):
     assert health["status"] == "ok" and health["max_k"] == 50 and not health["needs_token"]
     assert health["model"].startswith("model_output/epoch_1 ")
     paths = client.get("/openapi.json").json()["paths"]
-    assert {"/recommend", "/recommend/batch", "/items", "/items/{id}", "/items/delete", "/healthz",
-            "/metrics"} == set(paths)
+    assert {"/recommend", "/recommend/batch", "/similar", "/items", "/items/{id}", "/items/delete",
+            "/healthz", "/metrics"} == set(paths)
 
 
 def test_metrics(client):
@@ -293,7 +325,7 @@ def test_what_no_click_can_be(live_client):
     assert problem_of(live_client.post("/clicks/batch", json=many), 422)[0] == "body"
     live_client.headers.pop("Authorization")
     assert live_client.post("/clicks", json=many[0]).status_code == 401
-    assert recommend(live_client)["hits"] == []
+    assert "live" not in sources_of(recommend(live_client))
 
 
 def metric(client, name):
@@ -324,7 +356,10 @@ def test_a_time_may_lag_and_never_leads(live_client):
     # Of a batch with such a click nothing is taken.
     batch = [{"session": "z", "item": "n0005"}, click]
     assert problem_of(client.post("/clicks/batch", json=batch), 422)[0] == "body"
-    assert set(ids_of(recommend(client, k=9))) == {"n0015", "n0003", "n0001"}
+    answer = recommend(client, k=9)
+    assert set(ids_of(answer)[:3]) == {"n0015", "n0003", "n0001"}
+    assert sources_of(answer) == ["live"] * 3 + ["popular"] * 6
+    assert answer["reason"] == "the session is empty: these are read most now"
 
 
 @ids_only
@@ -1057,7 +1092,8 @@ def walk_through(page, server):
     page.press("#fields", "Enter")
     expect(error).to_contain_text("name:value")
     page.click("#clear")
-    expect(hits).to_have_count(0)
+    expect(page.locator("#answer")).to_contain_text("What was read most in training")
+    expect_hits()
 
 
 @pytest.mark.slow
@@ -1071,12 +1107,12 @@ def test_clicks_on_the_page_of_a_live_index(index_dir, browser):
         page.set_default_timeout(10_000)
         page.goto(server.url)
         expect(page.locator("#articles button")).not_to_have_count(0)
-        expect(page.locator("#hits button")).to_have_count(0)  # nothing is read yet
+        expect(page.locator("#answer")).to_contain_text("read most in training")
         page.fill("#search", "n0015")
         expect(page.locator("#articles button")).to_have_count(1)
         page.click("#articles button")
         expect(page.locator("#answer")).to_contain_text("After 1 click")
-        assert ids_of(recommend(server.client, k=5)) == ["n0015"]
+        assert sources_of(recommend(server.client, k=5)) == ["live"] + ["popular"] * 4
         # An article that the model never saw is published, and ranked at once.
         page.fill("#title", "Something else")
         page.fill("#id", "fresh")

@@ -278,11 +278,15 @@ class Stream:
                 (last if lag == 1 else earlier)[:, rows] += (counts * (decay / lag)).T
         features.part("followed")[0] = np.log(last[-1] + np.float32(LINK_FLOOR))
 
-    def _scores(self, user, session, now, scoring, exclude_session=True):
-        """<float32>[rows], -inf for what is no candidate."""
+    def _scores(self, user, session, now, scoring, exclude_session=True, among=None):
+        """<float32>[rows], -inf for what is no candidate. among: as in top"""
         self.advance(now)
         score = self._features(user, session, now, scoring).score(*scoring.weights())
-        score[~self.candidates(session if exclude_session else (), now)] = -np.inf
+        mask = self.candidates(session if exclude_session else (), now)
+        if among is not None:
+            ids = self.articles.ids[:self.articles.used]
+            mask &= (ids < len(among)) & among[np.minimum(ids, len(among) - 1)]
+        score[~mask] = -np.inf
         return score
 
     def candidates(self, session, now):
@@ -293,21 +297,22 @@ class Stream:
         mask[[articles.rows[item] for item in session if item in articles.rows]] = False
         return mask
 
-    def scores(self, user, session, now, scoring, candidates=None, exclude_session=True):
+    def scores(self, user, session, now, scoring, exclude_session=True, among=None):
         """(ids <int64>[n], scores <float32>[n]) of the candidates at a moment, in no order.
 
-        user, session, now: as in features; candidates: ids, to choose from these only
+        user, session, now: as in features; exclude_session, among: as in top
         """
-        score = self._scores(user, session, now, scoring, exclude_session)
+        score = self._scores(user, session, now, scoring, exclude_session, among)
         chosen = np.flatnonzero(score > -np.inf)
-        if candidates is not None:
-            chosen = chosen[np.isin(self.articles.ids[chosen], candidates)]
         return self.articles.ids[chosen], score[chosen]
 
-    def top(self, user, session, now, scoring, k, exclude_session=True):
-        """The best k of scores, the best first. exclude_session: whether the session's articles are
-        no candidates"""
-        ids, score = self.scores(user, session, now, scoring, exclude_session=exclude_session)
+    def top(self, user, session, now, scoring, k, exclude_session=True, among=None):
+        """The best k of scores, the best first.
+
+        exclude_session: whether the session's articles are no candidates
+        among: <bool>[ids], whether an id may be one, none beyond; None: all may
+        """
+        ids, score = self.scores(user, session, now, scoring, exclude_session, among)
         if len(ids) > k:
             best = np.argpartition(-score, k)[:k]
             ids, score = ids[best], score[best]

@@ -16,6 +16,7 @@ import importlib
 _MODULES = {
     "Index": "index",
     "Item": "values", "Hit": "values", "Answer": "values", "Added": "values", "Removed": "values",
+    "Filter": "filters",
     "check_id": "values", "check_item": "values", "MAX_TEXT": "values",
     "Click": "clicks",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,8 @@ from ssr.files import items_digest
 from ssr.preparation import text
 from ssr.retrieval import builds, store
 from ssr.retrieval.encoder import Bag, clicked_items
-from ssr.retrieval.rows import Row
 from ssr.retrieval.model_copy import copy_model, copy_vocabulary, describe, load_encoder
+from ssr.retrieval.rows import Row
 from ssr.retrieval.values import Item, check_item
 from ssr.retrieval.vectors import DEFAULT_SEARCH
 from ssr.training.content import ItemContent, load_item_tokens
@@ -53,8 +54,10 @@ def build_index(path, checkpoint, files, overwrite=False, settings=DEFAULT_SEARC
         bags = make_bags(clicked, tokens)
         details["stand_in_length"] = encoder.mean_length(
             [bag for bag, is_clicked in zip(bags, clicked) if is_clicked])
-        rows = [Row(item.id, item.text, bag, vector)
-                for item, bag, vector in zip(items, bags, encoder.encode_items(bags))]
+        vectors, now = encoder.encode_items(bags), time.time()
+        rows = [Row(item.id, item.text, bag, vector, fields, now)
+                for item, bag, vector, fields in zip(items, bags, vectors,
+                                                     _fields(items, tokens, files))]
         queries = make_queries(encoder, bags)
         store.create(directory, queries.shape[1], rows, details, queries, settings)
 
@@ -80,6 +83,19 @@ def _read_files(files, meta):
         raise DataError(f"{files.tokens} holds {len(vocabulary)} tokens and the model has "
                         f"{num_tokens}: give the --tokens_path of the data it was trained with")
     return items, load_item_tokens(files.item_tokens, vocab_size, num_tokens)
+
+
+def _fields(items, tokens, files):
+    """The fields of each item, tuples of tokens: those beside its text and those among its content.
+    """
+    fields = [dict.fromkeys(text.field_tokens(item.fields)) for item in items]
+    if tokens is not None:
+        names = text.TokenVocabulary.load(files.tokens).tokens
+        is_field = np.array([":" in name for name in names], bool)[tokens.tokens]
+        owners = np.repeat(np.arange(len(items)), np.diff(tokens.offsets))
+        for owner, token in zip(owners[is_field].tolist(), tokens.tokens[is_field].tolist()):
+            fields[owner][names[token]] = None
+    return list(map(tuple, fields))
 
 
 def make_bags(clicked, tokens=None):

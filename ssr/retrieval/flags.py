@@ -7,6 +7,7 @@ import json
 from ssr import commands
 from ssr.errors import DataError
 from ssr.news import AGE, Scoring, read_scoring
+from ssr.retrieval.filters import Filter
 from ssr.retrieval.live_settings import read_live
 
 
@@ -22,6 +23,32 @@ def add_live(parser):
     add_flag("--candidate_age", type=commands.number(float, 0.001), metavar="HOURS",
              help="for how long after its last click an item is ranked by clicks; "
              f"{AGE / 3600:g} for an index that becomes live")
+
+
+def add_filter(parser):
+    """The flags for filter_of."""
+    add_flag = parser.add_argument
+    add_flag("--only", nargs="+", default=[], metavar="FIELD", help="only items with one of these "
+             "fields, as section:sports; of several names, with one of each")
+    add_flag("--without", nargs="+", default=[], metavar="FIELD", help="no items with these fields")
+    add_flag("--candidates", nargs="+", metavar="ID", help="only these items")
+    add_flag("--exclude", nargs="+", default=[], metavar="ID", help="none of these items")
+    add_flag("--max_age", type=commands.number(float, 0), metavar="SECONDS", help="only items that "
+             "were added in the last so many seconds")
+    add_flag("--at_most", nargs="+", default=[], metavar="NAME=NUMBER", help="so many items at "
+             "most with the same value of a field, as section=3")
+
+
+def filter_of(args):
+    """The Filter that the flags of add_filter name. Raises DataError."""
+    at_most = {}
+    for limit in args.at_most:
+        name, _, number = limit.rpartition("=")
+        if not (name and number.isdecimal()):
+            raise DataError(f"--at_most {limit}: it takes the name of a field and a number, as "
+                            "section=3")
+        at_most[name] = int(number)
+    return Filter(args.only, args.without, args.candidates, args.exclude, args.max_age, at_most)
 
 
 def live_flags(args):

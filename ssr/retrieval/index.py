@@ -18,38 +18,22 @@ import time
 import numpy as np
 
 from ssr.errors import DataError, UserError
+from ssr.preparation.text import field_tokens
 from ssr.retrieval.encoder import Bag
-from ssr.retrieval.rows import Row
+from ssr.retrieval.filters import EVERYTHING
 from ssr.retrieval.live import Catalogue, LiveClicks
 from ssr.retrieval.live_settings import CLICKS_FILE, live_settings
 from ssr.retrieval.model_copy import load_encoder
+from ssr.retrieval.queries import Asked, Queries, Wanted
+from ssr.retrieval.rows import Row
 from ssr.retrieval.store import Store
-from ssr.retrieval.values import Added, Answer, Hit, Item, Removed, check_item, enumerated
+from ssr.retrieval.values import Added, Item, Removed, check_item, enumerated
 
 logger = logging.getLogger(__name__)
 NO_TIME = 1e11  # seconds since 1970, the year 5138: milliseconds, rather
 
 
 # --- the index ------------------------------------------------------------------------------------
-
-
-class _Asked:
-    """A session on its way to an Answer.
-
-    keys: of its known items, in the order of the clicks
-    clicks: what the encoder takes for those of them that have a vector
-    user: its vector <float32>[hidden], None where there are no such clicks
-    ranked: (key, score, source), best first
-    """
-
-    def __init__(self, session, keys, clicks):
-        self.session, self.keys, self.clicks = session, keys, clicks
-        self.user, self.ranked = None, []
-
-    def why_empty(self):
-        if self.clicks:
-            return "the index holds no other item"
-        return "none of its items is known" if self.session else "the session is empty"
 
 
 class Index:
@@ -67,7 +51,7 @@ class Index:
         self.store, self._encoder, self._vocabulary = store, encoder, vocabulary
         self.scoring = live and live.scoring
         self.candidate_age = live and live.candidate_age
-        self._live = None
+        self._clock, self._live = clock, None
         if live:
             catalogue = Catalogue(store.details["digest"], store.dim, self._register,
                                   self._encode_keys, store.items.vector)
@@ -75,6 +59,8 @@ class Index:
                                     catalogue, live.candidate_age, clock)
             self._removed_at = store.change
             self._live.set_withdrawn(store.items.removed())
+        self._queries = Queries(store, self._live, self.scoring,
+                                encoder.model.item_clicks.numpy(), clock)
 
     @classmethod
     def open(cls, path, writable=False, scoring=None, candidate_age=None, clock=time.time):
@@ -176,7 +162,7 @@ class Index:
 
     # --- queries
 
-    def query(self, session, k=20, exclude_session=True, now=None):
+    def query(self, session, k=20, exclude_session=True, now=None, filter=EVERYTHING):
         """The items that fit a session best: an Answer.
 
         session: raw ids of the clicks, oldest first; those of unknown items are skipped, removed
@@ -185,31 +171,52 @@ class Index:
         exclude_session: whether the items of the session are no candidates
         now: of a live index, the moment of the query in seconds since 1970, not before the clicks
             that it has taken in; None for this one
-        Raises StoreError.
+        filter: a Filter: k hits that it lets through come back wherever there are as many
+        A session of which no click is known gets what is read most: in a live index these days, in
+        any other one in training.
+        Raises DataError for a filter that cannot be one, StoreError.
         """
-        return self.query_many([session], k, exclude_session, now)[0]
+        return self.query_many([session], k, exclude_session, now, filter)[0]
 
-    def query_many(self, sessions, k=20, exclude_session=True, now=None):
+    def query_many(self, sessions, k=20, exclude_session=True, now=None, filter=EVERYTHING):
         """A list of Answer, for several sessions at once; otherwise as query."""
         sessions = [list(session) for session in sessions]
-        if self._live and not self.store.writable:
-            self.refresh()
+        self._see_changes()
         known = self.store.items.find(sorted({id for session in sessions for id in session}))
         asked = [self._understand(session, known) for session in sessions]
         for one, user in zip(asked, self._encoder.encode_sessions([one.clicks for one in asked])):
             one.user = user
-        if self._live:
-            for one in asked:
-                top = self._live.top(one.user, one.keys, self.scoring, k, exclude_session, now)
-                one.ranked = [(key, score, "live") for key, score in top]
-        self._add_nearest([one for one in asked if one.user is not None and len(one.ranked) < k],
-                          k, exclude_session)
-        return self._answers(asked)
+        return self._queries.answer(asked, Wanted(k, exclude_session, now, filter))
+
+    def similar(self, ids, k=20, filter=EVERYTHING):
+        """The items whose vectors are nearest to that of an item, for each of some raw ids: a list
+        of Answer. An item that was removed has its vector still; one without a vector is skipped.
+
+        k, filter: as in query. Raises DataError, StoreError.
+        """
+        self._see_changes()
+        known = self.store.items.find(sorted(set(ids)))
+        asked = []
+        for id in ids:
+            item = known.get(id)
+            asked.append(Asked([id], [item.key], [Bag(item.bag)][:len(item.bag)]) if item
+                         else Asked([id], [], []))
+        vectors = self._encoder.encode_items([known[one.session[0]].bag if one.clicks else
+                                              np.empty(0, np.int32) for one in asked])
+        for one, vector in zip(asked, vectors):
+            one.user = vector
+        answers = self._queries.answer(asked, Wanted(k, filter=filter, by_vectors=True))
+        return [answer if one.clicks else answer._replace(reason="the item has no vector")
+                for one, answer in zip(asked, answers)]
+
+    def _see_changes(self):
+        if self._live and not self.store.writable:
+            self.refresh()
 
     def _understand(self, session, known):
         items = [known[id] for id in session if id in known]
         clicks = [self._click_of(item.key, item.bag) for item in items]
-        return _Asked(session, [item.key for item in items],
+        return Asked(session, [item.key for item in items],
                       [click for click in clicks if click is not None])
 
     def _click_of(self, key, bag):
@@ -217,26 +224,6 @@ class Index:
         if len(bag):
             return Bag(bag)
         return self._encoder.stand_in(self._live.vector(key)) if self._live else None
-
-    def _add_nearest(self, asked, k, exclude_session):
-        """Fills what is ranked up to k hits with the nearest vectors."""
-        if not asked:
-            return
-        excluded = [{key for key, _, _ in one.ranked} | set(one.keys if exclude_session else [])
-                    for one in asked]
-        scores, keys = self.store.search(np.stack([one.user for one in asked]),
-                                         k + max(map(len, excluded)))
-        for one, out, *row in zip(asked, excluded, keys.tolist(), scores.tolist()):
-            nearest = [(key, score, "nearest") for key, score in zip(*row)
-                       if key >= 0 and key not in out]
-            one.ranked += nearest[:k - len(one.ranked)]
-
-    def _answers(self, asked):
-        texts = self.store.items.texts(sorted({key for one in asked for key, _, _ in one.ranked}))
-        return [Answer([Hit(texts[key][0], score, texts[key][1], source)
-                        for key, score, source in one.ranked],
-                       len(one.session) - len(one.clicks),
-                       "" if one.ranked else one.why_empty()) for one in asked]
 
     def _bag(self, before, item):
         """The rows that make up an item from here on. before: <int32>[n], those so far. Raises
@@ -270,7 +257,8 @@ class Index:
         known = self.store.items.find(ids)
         if self.store.writable and len(known) < len(ids):
             nothing = np.empty(0, np.int32)
-            self.store.put([Row(id, "", nothing, None) for id in ids if id not in known])
+            self.store.put([Row(id, "", nothing, None, added=self._clock())
+                            for id in ids if id not in known])
             known = self.store.items.find(ids)
         return {id: item.key for id, item in known.items()}
 
@@ -305,8 +293,9 @@ class Index:
                             "knows an item by its clicks and these had none in training; nothing "
                             "was added. Train with content to add fresh items")
         vectors = self._encoder.encode_items(bags)
-        self.store.put([Row(item.id, item.text, bag, vector) for item, bag, vector
-                        in zip(items, bags, vectors)])
+        now = self._clock()
+        self.store.put([Row(item.id, item.text, bag, vector, field_tokens(item.fields), now)
+                        for item, bag, vector in zip(items, bags, vectors)])
         if self._live:
             keys = self._register([item.id for item in items])
             self._live.publish({item.id: keys[item.id] for item in items}, vectors)

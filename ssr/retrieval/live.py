@@ -259,12 +259,13 @@ class LiveClicks:
 
     # --- what is asked
 
-    def top(self, user, session, scoring, k, exclude_session, now=None):
+    def top(self, user, session, scoring, k, exclude_session, now=None, among=None):
         """As Stream.top, of keys and by the index's clock unless `now` is given: a list of
         (key, score), the best first."""
         now = self.now() if now is None else now
         with self._changing:
-            keys, scores = self._stream.top(user, session, now, scoring, k, exclude_session)
+            keys, scores = self._stream.top(user, session, now, scoring, k, exclude_session,
+                                            among)
         return list(zip(keys.tolist(), scores.tolist()))
 
     def vector(self, key):

@@ -166,17 +166,18 @@ class Store:
             self.change = max(item.change for item in changed)
         self._unsaved += len(changed)
 
-    def search(self, vectors, k):
+    def search(self, vectors, k, among=None):
         """The k candidates with the largest inner products.
 
         vectors: <float32>[n, dim]
+        among: <bool>[keys], which of them may be returned; None: all
         returns scores <float32>[n, m], keys <int64>[n, m], best first, m at most k; a key of -1,
         after all others, where there were no more
         """
         if not self.writable and self.items.newest_change() != self.change:
             self.refresh()
         with self._latch.reading():
-            return self._vectors.search(np.ascontiguousarray(vectors, np.float32), k)
+            return self._vectors.search(np.ascontiguousarray(vectors, np.float32), k, among)
 
     def searched_vectors(self, keys):
         """What a search compares with: <float32>[n, dim] of keys <int64>[n], not-a-number for those

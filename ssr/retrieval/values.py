@@ -28,8 +28,9 @@ class Hit(NamedTuple):
     """An item that fits a session.
 
     source: "live", where clicks rank it; the score is that of stream.Scoring. "nearest", where its
-        vector does; the score is the cosine with the session, -1 to 1. All hits of the first kind
-        come before those of the second, whatever their scores
+        vector does; the score is the cosine with the session, -1 to 1. "popular", where nothing is
+        known of the session; the score is the number of its clicks in training. Hits of the first
+        kind come before all others, whatever their scores
     """
 
     id: str
@@ -43,7 +44,8 @@ class Answer(NamedTuple):
 
     hits: list of Hit, best first
     skipped: clicks that were left out, of items that are unknown or have no vector
-    reason: why there are no hits, "" where there are
+    reason: why there are no hits, or why they are what is read most and not those of the session;
+        "" where they are those
     """
 
     hits: list

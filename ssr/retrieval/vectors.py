@@ -19,6 +19,7 @@ RECALL_AT = 20
 RECALL = 0.985  # what an approximate search is tuned to
 POINTS_PER_LIST = 64  # vectors that k-means looks at, per list: more take longer and change little
 IVF_ABOVE = 100_000  # candidates, above which the search is approximate
+SCANNED = 20_000  # so many of its keys at most, a search that is bound to them looks at one by one
 
 
 class SearchSettings(NamedTuple):
@@ -105,10 +106,21 @@ class Flat:
         result[places < 0] = np.nan
         return result
 
-    def search(self, vectors, k):
-        """The k largest inner products: scores <float32>[n, k], keys <int64>[n, k], best first."""
-        return self.index.search(vectors, min(k, len(self))) if len(self) else \
-            (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64))
+    def search(self, vectors, k, among=None):
+        """The k largest inner products: scores <float32>[n, k], keys <int64>[n, k], best first; a
+        key of -1, after all others, where there were no more.
+
+        among: <bool>[keys], whether a key may be an answer; None: all
+        """
+        if not len(self):
+            return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
+        if among is None:
+            return self.index.search(vectors, min(k, len(self)))
+        keys = np.flatnonzero(among)
+        if len(keys) < len(self) // 4:
+            return _scan(vectors, k, keys, self.vectors(keys))
+        return self.index.search(vectors, min(k, len(self)),
+                                 params=faiss.SearchParameters(sel=_selector(among)))
 
 
 class Ivf:
@@ -150,20 +162,37 @@ class Ivf:
 
     def vectors(self, keys):
         """As of Flat."""
+        with contextlib.suppress(RuntimeError):  # there is no such key
+            return self.index.reconstruct_batch(keys)
         result = np.full((len(keys), self.index.d), np.nan, np.float32)
         for row, key in enumerate(keys.tolist()):
-            with contextlib.suppress(RuntimeError):  # there is no such key
+            with contextlib.suppress(RuntimeError):
                 result[row] = self.index.reconstruct(key)
         return result
 
-    def search(self, vectors, k):
-        """As of Flat; a key of -1, after all others, where there were no more."""
-        return self.index.search(vectors, k)
+    def search(self, vectors, k, among=None):
+        """As of Flat. Among more than SCANNED keys the search looks into so many more lists as they
+        are fewer than all, and into every list before it returns less than there is."""
+        if among is None:
+            return self.index.search(vectors, k)
+        keys = np.flatnonzero(among)
+        if len(keys) <= SCANNED:
+            return _scan(vectors, k, keys, self.vectors(keys))
+        nlist, selector = self.index.nlist, _selector(among)
+        nprobe = self.index.nprobe * max(1, len(self) / max(1, len(keys)))
+        while True:
+            scores, nearest = self._search(vectors, k, min(nlist, int(nprobe)), selector)
+            if nprobe >= nlist or (nearest >= 0).all():
+                return scores, nearest
+            nprobe *= 4
 
     def exact_search(self, vectors, k):
         """As search, in all lists."""
-        everywhere = faiss.SearchParametersIVF(nprobe=self.index.nlist)
-        return self.index.search(vectors, k, params=everywhere)
+        return self._search(vectors, k, self.index.nlist)
+
+    def _search(self, vectors, k, nprobe, selector=None):
+        return self.index.search(vectors, k, params=faiss.SearchParametersIVF(nprobe=nprobe,
+                                                                              sel=selector))
 
     def tune(self, queries):
         """Looks into as many lists as a recall of RECALL takes for queries <float32>[n, dim]."""
@@ -173,6 +202,25 @@ class Ivf:
         while (recall(self.search(queries, k)[1], wanted) < RECALL
                and self.index.nprobe < self.index.nlist):
             self.index.nprobe = min(self.index.nprobe * 3 // 2, self.index.nlist)
+
+
+def _selector(among):
+    return faiss.IDSelectorBitmap(np.packbits(among, bitorder="little"))
+
+
+def _scan(queries, k, keys, vectors):
+    """The k largest inner products of queries <float32>[n, dim] with the vectors <float32>[m, dim]
+    of keys <int64>[m], as of Flat.search. Vectors that are not a number are left out."""
+    there = ~np.isnan(vectors[:, :1]).any(axis=1)
+    keys, vectors = keys[there], vectors[there]
+    scores = queries @ vectors.T
+    if len(keys) > k:
+        best = np.argpartition(-scores, k, axis=1)[:, :k]
+    else:
+        best = np.broadcast_to(np.arange(len(keys)), scores.shape)
+    scores = np.take_along_axis(scores, best, axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, axis=1), keys[np.take_along_axis(best, order, axis=1)]
 
 
 def recall(retrieved, wanted):

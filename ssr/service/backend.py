@@ -41,21 +41,26 @@ class Backend:
 
     # --- queries: bytes of JSON; DataError for more than Limits.max_answer of them
 
-    def recommend(self, session, k, exclude_session):
+    def recommend(self, session, k, exclude_session, filter):
         """The answer for a session, as of Index.query."""
-        return self._encode(self.index.query(session, k, exclude_session))
+        return self._encode(self.index.query(session, k, exclude_session, filter=filter))
 
-    async def recommend_many(self, sessions, k, exclude_session):
+    def similar(self, item, k, filter):
+        """The answer for an item, as of Index.similar."""
+        return self._encode(self.index.similar([item], k, filter)[0])
+
+    async def recommend_many(self, sessions, k, exclude_session, filter):
         """The answers for many sessions, as of Index.query_many."""
-        return await self._run(self._batches, self._answer_many, sessions, k, exclude_session)
+        return await self._run(self._batches, self._answer_many, sessions, k, exclude_session,
+                               filter)
 
-    def _answer_many(self, sessions, k, exclude_session):
+    def _answer_many(self, sessions, k, exclude_session, filter):
         answers, start = [], 0
         size = len('{"answers":[]')  # of the answer so far; a comma or a brace follows each part
         while start < len(sessions):
             part = sessions[start:start + max(1, self._hits_at_a_time() // k)]
             start += len(part)
-            for answer in self.index.query_many(part, k, exclude_session):
+            for answer in self.index.query_many(part, k, exclude_session, filter=filter):
                 answers.append(self._encode(answer))
                 size += len(answers[-1]) + 1
                 self._check_size(size)

@@ -15,6 +15,7 @@ class Limits(NamedTuple):
     max_session: clicks of a session
     max_k: hits of a session
     max_batch: sessions, items or clicks of a request
+    max_ids: ids that a request may choose from or exclude
     max_text: bytes of an item's text in UTF-8, up to retrieval.MAX_TEXT
     """
 
@@ -23,4 +24,5 @@ class Limits(NamedTuple):
     max_session: int = 200
     max_k: int = 200
     max_batch: int = 256
+    max_ids: int = 10_000
     max_text: int = MAX_TEXT

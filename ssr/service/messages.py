@@ -8,7 +8,7 @@ from typing import Annotated, Dict, List, Optional, Union
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from ssr.preparation.text import field_tokens
-from ssr.retrieval import Item, check_id, check_item
+from ssr.retrieval import Filter, Item, check_id, check_item
 
 
 def _check_id(id):
@@ -36,6 +36,7 @@ NewId = Annotated[StrictStr, AfterValidator(_check_new_id)]  # of an item that m
 Text = Annotated[StrictStr, AfterValidator(_check_text)]
 Value = Union[Text, Annotated[StrictInt, Field(ge=-2**63, lt=2**63)]]
 Fields = Annotated[Dict[Text, Union[Value, List[Value]]], AfterValidator(_check_fields)]
+MAX_TERMS = 100  # fields in a filter
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -58,11 +59,32 @@ class ClickMessage(Body):
 
 
 def make_queries(limits):
-    """(the query for one session, the query for many), models that admit what Limits admit."""
+    """(the query for one session, that for many, that for an item), models that admit what Limits
+    admit."""
     clicks = Annotated[List[Id], Field(max_length=limits.max_session)]
+    terms = Annotated[List[Text], Field(max_length=MAX_TERMS)]
+    ids = Annotated[List[StrictStr], Field(max_length=limits.max_ids)]
+    number = Annotated[StrictInt, Field(ge=1, le=limits.max_k)]
 
-    class Query(Body):
-        k: Annotated[StrictInt, Field(ge=1, le=limits.max_k)] = min(20, limits.max_k)
+    class Filtered(Body):
+        """With what retrieval.Filter has, by the same names."""
+
+        k: number = min(20, limits.max_k)
+        only: terms = Field([], description="fields, of which an item has one for each name that "
+                            "is given", examples=[["section:sports", "section:politics"]])
+        without: terms = Field([], description="fields of which an item has none")
+        candidates: Optional[ids] = Field(None, description="ids to choose from; all if left out")
+        exclude: ids = Field([], description="ids to leave out")
+        max_age: Optional[Seconds] = Field(
+            None, description="seconds since an item was added last")
+        at_most: Annotated[Dict[Text, number], Field(max_length=MAX_TERMS)] = Field(
+            {}, description="for the name of a field, how many items with the same value the "
+            "answer may hold", examples=[{"section": 3}])
+
+        def filter(self):
+            return Filter(*(getattr(self, name) for name in Filter._fields))
+
+    class Query(Filtered):
         exclude_session: StrictBool = Field(True, description="leave out the session's own items")
 
     class SessionQuery(Query):
@@ -71,7 +93,10 @@ def make_queries(limits):
     class BatchQuery(Query):
         sessions: Annotated[List[clicks], Field(max_length=limits.max_batch)]
 
-    return SessionQuery, BatchQuery
+    class SimilarQuery(Filtered):
+        item: Id
+
+    return SessionQuery, BatchQuery, SimilarQuery
 
 
 def make_items(limits):
@@ -102,16 +127,19 @@ def make_items(limits):
 class HitMessage(BaseModel):
     id: str
     score: float = Field(description="of source `nearest`: the cosine of item and session, -1 to "
-                         "1; of source `live`: on a scale of its own, made of cosine and clicks")
+                         "1; of source `live`: on a scale of its own, made of cosine and clicks; "
+                         "of source `popular`: the clicks in training")
     text: str
     source: str = Field(description="`live`: ranked by recent clicks; `nearest`: by its vector "
-                        "alone. All hits of the first kind come before those of the second")
+                        "alone; `popular`: read most in training, for a session of which nothing "
+                        "is known. Hits of the first kind come before all others")
 
 
 class AnswerMessage(BaseModel):
     hits: List[HitMessage] = Field(description="best first")
     skipped: int = Field(description="clicks left out: their items are unknown or have no vector")
-    reason: str = Field(description="why there are no hits, empty if there are any")
+    reason: str = Field(description="why there are no hits, or why they are what is read most and "
+                        "not those of the session; empty if they are those")
 
 
 class AnswersMessage(BaseModel):

@@ -12,7 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 
 from ssr.errors import DataError
-from ssr.retrieval import Click, Item, check_id
+from ssr.retrieval import Click, Filter, Item, check_id
 from ssr.service import messages, metrics
 from ssr.service.guards import Refused, check_token
 from ssr.service.page import read_page
@@ -53,23 +53,35 @@ def json_response(content):
 def query_routes(backend):
     """The routes that ask the index."""
     router, limits = fastapi.APIRouter(), backend.limits
-    SessionQuery, BatchQuery = messages.make_queries(limits)
+    SessionQuery, BatchQuery, SimilarQuery = messages.make_queries(limits)
+    Number = Annotated[int, fastapi.Query(ge=1, le=limits.max_k)]
+    most = min(20, limits.max_k)
 
     @router.post("/recommend", response_model=messages.AnswerMessage)
     async def recommend(query: SessionQuery):
         """The items that fit a session best."""
-        return json_response(backend.recommend(query.session, query.k, query.exclude_session))
+        return json_response(backend.recommend(query.session, query.k, query.exclude_session,
+                                               query.filter()))
 
     @router.post("/recommend/batch", response_model=messages.AnswersMessage)
     async def recommend_batch(query: BatchQuery):
         """The same for many sessions, in their order."""
-        return json_response(await backend.recommend_many(query.sessions, query.k,
-                                                          query.exclude_session))
+        return json_response(await backend.recommend_many(
+            query.sessions, query.k, query.exclude_session, query.filter()))
+
+    @router.post("/similar", response_model=messages.AnswerMessage)
+    async def similar(query: SimilarQuery):
+        """The items whose vectors are nearest to that of an item."""
+        return json_response(backend.similar(query.item, query.k, query.filter()))
+
+    @router.get("/similar", response_model=messages.AnswerMessage)
+    async def similar_without_filter(item: str, k: Number = most):
+        """The same by a link."""
+        return json_response(backend.similar(item, k, Filter()))
 
     @router.get("/items", response_model=messages.Articles)
     async def browse(search: Annotated[str, fastapi.Query(max_length=200)] = "",
-                     limit: Annotated[int, fastapi.Query(ge=1, le=limits.max_k)] =
-                     min(20, limits.max_k)):
+                     limit: Number = most):
         """Candidates, those changed last first; with `search`, those whose text or id contains each
         of its words."""
         words = search.replace("\0", " ").split()  # SQLite takes a pattern to end at a zero

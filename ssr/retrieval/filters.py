@@ -1,0 +1,155 @@
+"""Which items a query may answer with: a Filter, and the items that it lets through.
+
+    Filter(only=["section:sports"], without=["kind:video"], max_age=86400, at_most={"section": 2})
+
+What filters ask of the items (fields, ids, when they were added) is read into memory by the first
+filtered query, some 400 bytes an item, and kept up to date from there on, change by change.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Mapping, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from ssr.errors import DataError
+from ssr.preparation.text import field_tokens
+
+
+class Filter(NamedTuple):
+    """Which items a query may answer with. All conditions hold at once; the default is none.
+
+    only: fields as "section:sports"; of each name that is given, an item has one of the values
+    without: fields of which an item has none
+    candidates: raw ids to choose from, None for all items; unknown ones are ignored
+    exclude: raw ids to leave out
+    max_age: seconds since an item was added last, None for any
+    at_most: {name of a field: how many items with the same value an answer may hold}
+    """
+
+    only: Sequence[str] = ()
+    without: Sequence[str] = ()
+    candidates: Optional[Sequence[str]] = None
+    exclude: Sequence[str] = ()
+    max_age: Optional[float] = None
+    at_most: Mapping[str, int] = {}
+
+    def selects(self):
+        """Whether it leaves out items, whatever else is in the answer."""
+        return bool(self.only or self.without or self.candidates is not None or self.exclude
+                    or self.max_age is not None)
+
+
+EVERYTHING = Filter()
+
+
+def check_filter(filter):
+    """Raises DataError for a filter that cannot be one."""
+    for term in (*filter.only, *filter.without):
+        _token(term)
+    if filter.max_age is not None and not filter.max_age >= 0:
+        raise DataError(f"max_age {filter.max_age} is no number of seconds")
+    for name, most in filter.at_most.items():
+        _field_name(name)
+        if most < 1:
+            raise DataError(f"at_most {name}: {most} is less than 1")
+
+
+def _token(term):
+    """The token of a field as text.field_tokens makes it. Raises DataError."""
+    name, colon, value = term.partition(":")
+    token = field_tokens({name: value}) if colon else []
+    if not token:
+        raise DataError(f"{term[:100]!r} is not a field, as section:sports is one")
+    return token[0]
+
+
+def _field_name(name):
+    """The name of a field as tokens begin with it. Raises DataError."""
+    return field_tokens({name: "any"})[0].rpartition(":")[0]
+
+
+class Attributes:
+    """What filters ask of the items of an index; any thread may call it."""
+
+    def __init__(self, items):
+        """items: items.Items, which are read when they are first needed"""
+        self._items, self._change = items, 0
+        self._reading = threading.Lock()
+        self._keys = {}  # of each id
+        self._fields = {}  # tokens of each key that has any
+        self._with = {}  # token: the keys that have it, a set
+        # <float64>[keys], seconds since 1970; -inf: there is no such key. None has the first one.
+        self._added = np.full(1, -np.inf)
+
+    def select(self, filter, now):
+        """Which keys a filter lets through, <bool>[keys]; none beyond has been added yet.
+
+        now: seconds since 1970. Raises DataError, StoreError.
+        """
+        with self._reading:
+            self._refresh()
+            mask = self._added > -np.inf
+            for name in {_token(term).partition(":")[0] for term in filter.only}:
+                mask &= self._mask_of(term for term in map(_token, filter.only)
+                                      if term.partition(":")[0] == name)
+            if filter.without:
+                mask &= ~self._mask_of(map(_token, filter.without))
+            if filter.candidates is not None:
+                mask &= self._mask(self._keys_of(filter.candidates))
+            mask[self._keys_of(filter.exclude)] = False
+            if filter.max_age is not None:
+                mask &= self._added >= now - filter.max_age
+        return mask
+
+    def _mask_of(self, tokens):
+        return self._mask([key for token in tokens for key in self._with.get(token, ())])
+
+    def _mask(self, keys):
+        mask = np.zeros(len(self._added), bool)
+        mask[keys] = True
+        return mask
+
+    def _keys_of(self, ids):
+        keys = map(self._keys.get, ids)
+        return np.array([key for key in keys if key is not None], np.int64)
+
+    def spread(self, ranked, at_most, k):
+        """The first k of what is ranked, without those by which a value of a field would have more
+        than its number. ranked: tuples that begin with a key, best first; at_most: as of Filter"""
+        limits = {_field_name(name): most for name, most in at_most.items()}
+        counts, chosen = {}, []
+        with self._reading:
+            self._refresh()
+            for hit in ranked:
+                values = [token for token in self._fields.get(hit[0], ())
+                          if token.partition(":")[0] in limits]
+                if all(counts.get(token, 0) < limits[token.partition(":")[0]] for token in values):
+                    chosen.append(hit)
+                    for token in values:
+                        counts[token] = counts.get(token, 0) + 1
+                if len(chosen) == k:
+                    break
+        return chosen
+
+    def _refresh(self):
+        if self._items.newest_change() == self._change:
+            return
+        rows = self._items.attributes(self._change)
+        keys = np.array([row[0] for row in rows], np.int64)
+        more = int(keys.max()) + 1 - len(self._added)
+        self._added = np.pad(self._added, (0, max(0, more)), constant_values=-np.inf)
+        self._added[keys] = [row[3] for row in rows]
+        for key, id, fields, _, change in rows:
+            self._keys[id] = key
+            self._set_fields(key, tuple(fields))
+            self._change = max(self._change, change)
+
+    def _set_fields(self, key, tokens):
+        for token in self._fields.pop(key, ()):
+            self._with[token].discard(key)
+        if tokens:
+            self._fields[key] = tokens
+            for token in tokens:
+                self._with.setdefault(token, set()).add(key)
