@@ -164,7 +164,10 @@ class DataDirectory:
                             "preprocess.py makes one of data")
         directory = cls(path, read_description(path))
         if directory.description is not None:
-            directory._check_files()
+            try:
+                directory._check_files()
+            except OSError as error:
+                raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
         return directory
 
     def sessions(self, part):
@@ -198,11 +201,11 @@ class DataDirectory:
     def find(self, name):
         """The path of a file or directory of the layout, as "train_data" or "vocab.txt"."""
         path = os.path.join(self.path, name)
-        if os.path.exists(path):
+        if _holds_anything(path):
             return path
         # The repository is such a directory, and keeps part of its sample one level below.
         below = os.path.join(self.path, "sample", name)
-        return below if self.description is None and os.path.exists(below) else None
+        return below if self.description is None and _holds_anything(below) else None
 
     def _check_files(self):
         for name, (size, digest) in self.description.files.items():
@@ -212,16 +215,26 @@ class DataDirectory:
             if os.path.getsize(path) != size or (size <= DIGESTED_BYTES
                                                  and file_digest(path) != digest):
                 raise self._unlike(f"{path} has changed")
-        for folder in sorted({*map(os.path.dirname, self.description.files)} - {""}):
-            for name in sorted(os.listdir(os.path.join(self.path, folder))):
-                file = os.path.join(folder, name)
-                if not name.startswith(".") and file not in self.description.files:
-                    raise self._unlike(f"{os.path.join(self.path, file)} has been added")
+        for part in self.description.parts:  # all files of a directory of sessions are read
+            folder = os.path.dirname(sessions_name(part))
+            for name in _visible(os.path.join(self.path, folder)):
+                if os.path.join(folder, name) not in self.description.files:
+                    raise self._unlike(f"{os.path.join(self.path, folder, name)} has been added")
 
     def _unlike(self, what):
         return DataError(f"{what} since preprocess.py wrote {self.path}: run it again, or remove "
                          f"{os.path.join(self.path, DESCRIPTION_FILE)} to use the files as they "
                          "are")
+
+
+def _holds_anything(path):
+    """Whether it is a file, or a directory that holds more than the cache of the reader: a run that
+    has no validation leaves the directory that an earlier one had for it."""
+    return os.path.isfile(path) or os.path.isdir(path) and bool(_visible(path))
+
+
+def _visible(directory):
+    return sorted(name for name in os.listdir(directory) if not name.startswith("."))
 
 
 # --- the flag -------------------------------------------------------------------------------------

@@ -119,6 +119,17 @@ def test_a_directory_without_data_json_opens_as_well(data):
     assert directory.sessions("train") == str(data / "train_data")
 
 
+def test_a_part_that_a_later_run_does_not_have_is_not_there(data):
+    (data / "valid_data/.cache").mkdir()
+    log = data.parent / "clicks.csv"
+    log.write_text(CLICKS)
+    assert preprocess.main(["clicks", "--input", str(log), "--output_dir", str(data),
+                            "--min_item_support", "1"]) == 0
+    directory = DataDirectory.open(str(data))
+    assert directory.sessions("valid") is None and directory.times("train") is None
+    assert directory.item_tokens is None
+
+
 def test_the_repository_is_one():
     directory = DataDirectory.open(str(ROOT))
     assert directory.sessions("train") == str(ROOT / "train_data")
@@ -154,6 +165,14 @@ def test_files_that_are_not_those_of_the_run(data, change, what):
 def test_what_the_reader_keeps_beside_the_sessions_is_no_change(data):
     (data / "train_data/.cache").mkdir()
     DataDirectory.open(str(data))
+
+
+def test_what_cannot_be_read(data, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(data_directory, "file_digest", refuse)
+    assert re.fullmatch(rf"cannot read {data}/\S+: Permission denied", refusal(data))
 
 
 def test_large_files_are_compared_by_size_alone(data, monkeypatch):
