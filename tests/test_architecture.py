@@ -13,7 +13,9 @@ COMMANDS = {"train", "infer", "preprocess", "retrieve", "serve", "evaluate_strea
             "cluster_train", "plot_metrics"}
 CORE = {"nets", "reader", "utils"}
 FOUNDATIONS = {"ssr", "ssr.errors", "ssr.files", "ssr.commands", "ssr.pickled", "ssr.progress",
-               "ssr.data_directory"}
+               "ssr.data_directory", "ssr.own_modules"}
+# Commands that the API is made of: what they do with their flags is what it does with its own.
+COMMANDS_OF_API = {"train", "preprocess"}
 
 # Each room and what it may import of ours, itself always. A file that has a line of its own is a
 # room of its own.
@@ -32,6 +34,8 @@ ARROWS = {
     "ssr.news.replay": {"foundations", "ssr.news", "ssr.retrieval"},
     "ssr.service": {"foundations", "ssr.retrieval", "ssr.preparation.text"},
     "ssr.cluster": {"foundations", "ssr.runtime", "ssr.kernels", "core", "ssr.training"},
+    "ssr.api": {"foundations", "ssr.runtime", "core", "ssr.training", "ssr.preparation",
+                "ssr.preparation.text", "ssr.retrieval", "ssr.evaluation"},
 }
 
 
@@ -88,6 +92,8 @@ def wrong_arrows(path, module):
     for line, name in imports_of(path, module):
         target = room_of(name)
         place = f"{os.path.relpath(path, ROOT)}:{line}"
+        if room == "ssr.api" and name in COMMANDS_OF_API:
+            continue
         if target == "a command":
             yield f"{place} imports the command {name}"
         elif room != "a command" and target not in {None, room} and target not in ARROWS[room]:

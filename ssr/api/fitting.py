@@ -1,0 +1,237 @@
+"""From clicks to a model: what preprocess.py and train.py do, one after the other.
+
+Neither knows that it is called from here: both get their flags from their own parsers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import numbers
+import os
+import threading
+
+import preprocess
+import train
+from ssr.api import homes
+from ssr.api.catalogue import as_items, write_items_file
+from ssr.api.clicks import (
+    click_flags,
+    clicked_ids,
+    days_of_share,
+    is_data_directory,
+    is_number,
+    is_table,
+    open_clicks,
+)
+from ssr.api.model import Model
+from ssr.data_directory import ITEMS_FILE, DataDirectory
+from ssr.errors import DataError, SetupError
+
+logger = logging.getLogger("ssr.api")
+
+COLUMN_FLAGS = ("session_column", "item_column", "time_column", "text_column", "field_columns")
+# What fit decides, and no flag of a caller.
+OF_FIT = {"command", "run", "given", "from_data_dir", "input", "output_dir", "continue_from",
+          "items_path", "data_dir", "train_dir", "vocab_path", "model_dir", "valid_dir",
+          "overwrite", "resume", "init_from"}
+TEXTS_FILE = ".texts.txt"  # in a home while it is made
+_training = threading.Lock()  # Paddle's seed and names belong to the process
+
+
+def fit(clicks, *, valid=None, texts=None, **flags) -> Model:
+    """Trains a model.
+
+    Parameters
+    ----------
+    clicks
+        What to train on, one of
+
+        * a DataFrame of pandas or polars, a row a click, with the columns SessionId, ItemId and
+          Time (seconds since 1970, ISO 8601 or datetimes); ``session_column``, ``item_column`` and
+          ``time_column`` say other names, ``text_column`` and ``field_columns`` where the text of
+          the items is. Short sessions and rare items are dropped as preprocess.py does
+          (``min_session_length=2``, ``min_item_support=5``).
+        * a list of sessions, each a list of raw ids, oldest first, all of them str or all int.
+          Nothing is dropped.
+        * the path of a file of clicks (CSV, TSV, Parquet; with ``layout="yoochoose"`` or
+          ``"sessions"``, a session a line), or of a data directory, which is used as it is.
+    valid
+        What to validate on after each epoch: clicks of these kinds, or a share of the sessions, the
+        newest ones, as 0.1. ``valid_days`` does it by days. The model is then the best epoch, else
+        the last one.
+    texts
+        The texts of the items, {raw id: text} or {raw id: (text, {field: value})}, or the path of a
+        file as ``--items_path`` takes it. With texts the model knows items by their content.
+    **flags
+        Flags of train.py and preprocess.py, with their names, defaults and errors, as
+        ``recipe="strong"``, ``epochs=12``, ``seed=1``; only ``test_days`` is 0: all that is given
+        is trained on.
+
+    Returns
+    -------
+    Model
+        The parameters are those of train.py with the same data and flags, bit for bit.
+
+    Raises
+    ------
+    DataError, SetupError
+        With the line that the commands print.
+    TypeError
+        For a name that is no flag.
+
+    Notes
+    -----
+    One model is trained at a time; other threads wait. For several devices there is train.py, and
+    `ssr.load` for what it has trained.
+    """
+    return _fit(clicks, valid, texts, flags)
+
+
+def load(path, model_dir=None) -> Model:
+    """A model that was saved.
+
+    Parameters
+    ----------
+    path
+        A directory of `Model.save`; or a data directory that a model was trained on by train.py.
+    model_dir
+        Of train.py. Not given, "model" in path.
+
+    Raises
+    ------
+    DataError, SetupError
+    """
+    return Model(os.fspath(path), model_dir and os.fspath(model_dir))
+
+
+def update(model, clicks, valid, texts, flags) -> Model:
+    """As Model.update."""
+    return _fit(clicks, valid, texts, flags, model)
+
+
+def _fit(clicks, valid, texts, flags, earlier=None):
+    """earlier: the Model to begin with, None to begin anew"""
+    preparing, training = _split_flags(flags)
+    with homes.new_home() as home:
+        if earlier is None and is_data_directory(clicks):
+            profile = _take_data(home, os.fspath(clicks), valid, texts, preparing)
+        else:
+            profile = _prepare(home, clicks, valid, texts, preparing, earlier)
+        homes.write_profile(home, profile)
+        _train(home, training, earlier)
+        return Model(home, owned=True)
+
+
+def _split_flags(flags):
+    """({flag: value} of preprocess.py, those of train.py). Raises SetupError, and TypeError for
+    what is no flag of either."""
+    preparing = {*vars(preprocess.parse_args({"command": "clicks", "input": "clicks.csv",
+                                              "output_dir": "-"}))} - OF_FIT
+    training = {*vars(train.parse_args({}))} - OF_FIT
+    for name in flags:
+        if name not in preparing | training:
+            close = difflib.get_close_matches(name, preparing | training, 1)
+            raise TypeError(f"{name!r} is no argument of fit and no flag of train.py or "
+                            "preprocess.py" + (f"; {close[0]!r} is" if close else ""))
+    if flags.get("parallel") or (flags.get("num_devices") or 1) > 1:
+        raise SetupError("several devices take a process each: train with train.py --parallel 1 "
+                         "and take the model from there with ssr.load")
+    if flags.get("item_tokens") not in (None, "none"):
+        raise SetupError("item_tokens is \"none\", which leaves the texts out, or not given: the "
+                         "tokens come from texts, text_column or field_columns")
+    return ({name: value for name, value in flags.items() if name in preparing},
+            {name: value for name, value in flags.items() if name in training})
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def _take_data(home, path, valid, texts, flags):
+    """Copies a data directory. Returns its Profile."""
+    given = [name for name, value in (("valid", valid), ("texts", texts), *flags.items())
+             if value is not None]
+    if given:
+        raise SetupError(f"{path} is a data directory, it is used as it is: leave {given[0]} out")
+    directory = DataDirectory.open(path)
+    homes.copy_data(directory, home)
+    return homes.Profile("str" if directory.items else "int")
+
+
+def _prepare(home, clicks, valid, texts, flags, earlier):
+    """Makes a data directory with preprocess.py. Returns its Profile."""
+    columns = {name: flags[name] for name in COLUMN_FLAGS if flags.get(name) is not None}
+    if earlier and is_table(clicks):
+        columns = {**earlier.profile.columns, **columns}
+    flags = {"test_days": 0, **columns, **flags}
+    from_columns = flags.get("text_column") or flags.get("field_columns")
+    added = earlier.catalogue.added if earlier and not from_columns else {}
+    items_path = os.path.join(home, TEXTS_FILE) if added or texts is not None else None
+    args = preprocess.parse_args({
+        "command": "clicks", "output_dir": home, "items_path": items_path,
+        "continue_from": earlier and os.path.dirname(earlier.directory.find(ITEMS_FILE) or ""),
+        **click_flags(clicks, flags)})
+    source = open_clicks(clicks, args, flags.get("layout"))
+    if earlier:
+        _check_ids(source, earlier.profile.ids)
+    if items_path:
+        clicked = clicked_ids(source.log) if added else ()
+        items = {raw: item for raw, item in added.items() if raw in clicked}
+        items.update(as_items(texts) if texts is not None else {})
+        write_items_file(items_path, items)
+        args.items_path = items_path if items else None
+    preprocess.prepare(args, source.log, _validation(valid, args, source, flags.get("layout")),
+                       on_stage=_log_stage)
+    if items_path:
+        os.remove(items_path)
+    return homes.Profile(earlier.profile.ids if earlier else source.ids, columns)
+
+
+def _check_ids(source, ids):
+    """Raises DataError where the raw ids of newer clicks are not of the type of a model's."""
+    of_text_file = source.log.separator is not None
+    if source.ids != ids and not (of_text_file and all(map(is_number, clicked_ids(source.log)))):
+        raise DataError(f"clicks: the raw ids are {source.ids}, and those of the model {ids}")
+
+
+def _validation(valid, args, source, layout):
+    """The log to validate on, None where there is none or it is cut off the clicks to train on:
+    then args say how. Raises SetupError, DataError."""
+    if valid is None:
+        return None
+    if args.valid_days:
+        raise SetupError("valid and valid_days: what is validated on comes from one place")
+    if isinstance(valid, numbers.Real):
+        if not 0 < valid < 1:
+            raise SetupError(f"valid={valid} is no share of the sessions, which is between 0 and "
+                             "1; valid_days is in days")
+        if args.test_days:
+            raise SetupError("valid as a share and test_days: give valid_days")
+        args.valid_days = days_of_share(source.log, valid)
+        return None
+    clicks = open_clicks(valid, args, layout, "valid")
+    if clicks.ids != source.ids:
+        raise DataError(f"valid: the raw ids are {clicks.ids}, and those to train on {source.ids}")
+    return clicks.log
+
+
+def _log_stage(stage):
+    logger.info("%s: %d clicks, %d sessions, %d items", *stage)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def _train(home, flags, earlier):
+    """Trains on the data of a home and keeps the epoch that a Model is."""
+    model_dir = os.path.join(home, homes.MODEL_DIR)
+    with contextlib.ExitStack() as stack:
+        init_from = None
+        if earlier:
+            init_from = stack.enter_context(homes.alone(earlier.checkpoint))
+        args = train.parse_args({"data_dir": home, "model_dir": model_dir, "init_from": init_from,
+                                 **flags})
+        with _training:
+            train.start(args, say=logger.info)
+    homes.keep_only(homes.choose(model_dir))

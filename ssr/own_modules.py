@@ -1,0 +1,59 @@
+"""The modules at the top of the project beside a user's own of the same names.
+
+nets.py, reader.py, utils.py and the commands lie at the top, since that is where one looks for
+them. In a notebook, though, `utils` is likely to be a file beside it. Within
+
+    with own_modules():
+        import utils
+
+`utils` is the project's, whatever else is on the path, and after it what it was for everybody else:
+a module that was imported inside keeps what it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import threading
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NAMES = ("nets", "reader", "utils", "train", "infer", "preprocess", "retrieve", "serve", "export",
+         "evaluate_stream", "cluster_train", "plot_metrics")
+
+_lock = threading.RLock()
+_hidden = {}  # modules of the project whose names belong to others outside
+
+
+@contextlib.contextmanager
+def own_modules():
+    """Within the block the NAMES are modules of the project."""
+    with _lock:
+        others = {name: sys.modules.pop(name) for name in NAMES
+                  if name in sys.modules and not _is_own(sys.modules[name].__spec__)}
+        sys.modules.update(_hidden)
+        sys.path.insert(0, ROOT)
+        try:
+            yield
+        finally:
+            sys.path.remove(ROOT)
+            for name in NAMES:
+                if name in sys.modules and not _is_found_outside(name):
+                    _hidden[name] = sys.modules.pop(name)
+            sys.modules.update(others)
+
+
+def _is_found_outside(name):
+    """Whether an import of the name, if it came now for the first time, would find the project's
+    module."""
+    module = sys.modules.pop(name)
+    try:
+        return _is_own(importlib.util.find_spec(name))
+    finally:
+        sys.modules[name] = module
+
+
+def _is_own(spec):
+    origin = getattr(spec, "origin", None)
+    return bool(origin) and os.path.dirname(os.path.realpath(origin)) == os.path.realpath(ROOT)
