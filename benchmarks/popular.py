@@ -6,20 +6,19 @@
 from __future__ import annotations
 
 import common
-import numpy as np
 
 import reader
 import utils
+from ssr.evaluation.baselines import Popular
+from ssr.evaluation.queries import make_queries
 
 
 def popularity_ranks(train, test):
     """The rank of each test session's last click by training clicks, ties against it, 0 for an
     item without any: <int64>[sessions]."""
-    clicks = train.item_clicks()
-    labels = test.items[test.offsets[1:] - 1]
-    ascending = np.sort(clicks[clicks > 0])
-    ranks = len(ascending) - np.searchsorted(ascending, clicks[labels], side="left")
-    return np.where(clicks[labels] > 0, ranks, 0)
+    popular = Popular(train)
+    queries = make_queries(test, popular.known, "last")
+    return popular.answer(queries, popular.known, 20).ranks
 
 
 def main(argv=None):

@@ -2,7 +2,8 @@
 
 Each is made from training sessions and answers queries as a model does (ranking.ModelRecommender):
 ties count against it, a label that is no candidate is a miss, and a click on an item that was not
-clicked in training is left out of the session.
+clicked in training is left out of the session. Baselines that see each click of a stream as it
+comes: ssr/news/baselines.py.
 """
 
 from __future__ import annotations
