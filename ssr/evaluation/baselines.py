@@ -58,6 +58,7 @@ class Baseline:
     def answer(self, queries, candidates, k):
         """As Popular.answer. An item of score zero ties with all candidates and is never
         recommended: a list may be shorter than k."""
+        k = min(k, np.count_nonzero(candidates))
         ranks = np.zeros(len(queries.labels), np.int64)
         top = np.full((len(ranks), k), -1, np.int32)
         for asked, clicks, lengths in _groups(queries):

@@ -176,18 +176,19 @@ class ModelRecommender:
         self.known = encoder.has_vector
 
     def answer(self, queries, candidates, k, on_top=None):
-        """Answers to all queries, with lists of the k best items, 0 for none.
+        """Answers to all queries, with lists of the k best items or of all; k may be 0.
 
         queries: Queries of the known items
         candidates: <bool>[V], at least one, all of which are known
         on_top: called with (indices of queries, their best items <int64>[n, k], the scores of these
             <float32>[n, k]), if given
         """
+        k = min(k, np.count_nonzero(candidates))
         top = np.full((len(queries.labels), k), -1, np.int32)
 
         def keep(batch, users, ranker):
             items, scores = ranker.top(users, k)
-            top[batch, :items.shape[1]] = items
+            top[batch] = items
             if on_top:
                 on_top(batch, items, scores)
         ranks = evaluate(self.encoder, queries, candidates, self.batch_size, keep if k else None)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ssr.evaluation.baselines import BASELINES
 from ssr.evaluation.metrics import NAMES, measure_gain, measure_recall
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
@@ -60,9 +61,9 @@ def make_report(comparison, dataset, names, sources):
 
 def _charted(comparison):
     """Indices of the rows that charts and examples show: the last epoch and the baselines."""
-    epochs = [row for row, answers in enumerate(comparison.rows)
-              if answers.name.startswith("epoch ")]
-    return epochs[-1:] + [row for row in range(len(comparison.rows)) if row not in epochs]
+    rows = range(len(comparison.rows))
+    baselines = [row for row in rows if comparison.rows[row].name in BASELINES]
+    return [row for row in rows if row not in baselines][-1:] + baselines
 
 
 def _color(comparison, row):
