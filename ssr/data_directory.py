@@ -20,6 +20,7 @@ from ssr.files import file_digest, write_json
 
 PARTS = ("train", "valid", "test")
 SESSIONS_FILE = "sessions.txt"
+IMPRESSIONS_FILE = "impressions.txt"
 VOCAB_FILE, ITEMS_FILE = "vocab.txt", "items.txt"
 ITEM_TOKENS_FILE, TOKENS_FILE, CUTTING_FILE = "item_tokens.txt", "tokens.txt", "tokens.json"
 TOKEN_FILES = (ITEM_TOKENS_FILE, TOKENS_FILE, CUTTING_FILE)
@@ -39,6 +40,11 @@ def times_name(part):
     return os.path.join(f"{part}_times", SESSIONS_FILE)
 
 
+def impressions_name(part):
+    """The file of a part's impressions, below the directory."""
+    return os.path.join(f"{part}_impressions", IMPRESSIONS_FILE)
+
+
 # --- data.json ------------------------------------------------------------------------------------
 
 
@@ -54,7 +60,8 @@ class Description(NamedTuple):
 
     items: V, their number
     tokens: T, the number of tokens; None for items without text
-    layout: of what the directory was made from: "yoochoose", "table" or "sessions"
+    layout: of what the directory was made from: "yoochoose", "table", "sessions", "mind", "adressa"
+        or "g1"
     time_zone: in which times without an offset were read, "UTC"; None where none were read
     parts: {part: PartSize}
     files: {name below the directory: (bytes, SHA-256 as hexadecimal digits)}
@@ -177,6 +184,10 @@ class DataDirectory:
     def times(self, part):
         """The directory of the times of the clicks of sessions(part)."""
         return self.find(f"{part}_times")
+
+    def impressions(self, part):
+        """The directory of what was shown to users and what they clicked."""
+        return self.find(f"{part}_impressions")
 
     @property
     def vocab(self):

@@ -12,10 +12,10 @@ from ssr.data_directory import (
     DESCRIPTION_FILE,
     ITEMS_FILE,
     PARTS,
-    SESSIONS_FILE,
     TOKEN_FILES,
     VOCAB_FILE,
     Description,
+    impressions_name,
     mark_incomplete,
     sessions_name,
     times_name,
@@ -40,19 +40,22 @@ class Output:
     All methods raise SetupError.
     """
 
-    def __init__(self, directory, parts, timed_parts=(), tokens=False, inputs=()):
-        """parts: those with sessions; timed_parts: those with times, too; tokens: whether there
-        will be TOKEN_FILES; inputs: paths of files that must not be overwritten"""
+    def __init__(self, directory, parts, timed_parts=(), tokens=False, inputs=(), shown_parts=()):
+        """parts: those with sessions; timed_parts, shown_parts: those with times and impressions,
+        too; tokens: whether there will be TOKEN_FILES; inputs: paths of files that must not be
+        overwritten"""
         self.directory = directory
         self.files = {}
         self.names = [*map(sessions_name, parts), *map(times_name, timed_parts),
-                      ITEMS_FILE, VOCAB_FILE, *(TOKEN_FILES if tokens else ())]
+                      *map(impressions_name, shown_parts), ITEMS_FILE, VOCAB_FILE,
+                      *(TOKEN_FILES if tokens else ())]
         # Files of an earlier run that this one does not replace have ids of another vocabulary.
-        possible = [*TOKEN_FILES, *map(sessions_name, PARTS), *map(times_name, PARTS)]
+        possible = [*TOKEN_FILES, *map(sessions_name, PARTS), *map(times_name, PARTS),
+                    *map(impressions_name, PARTS)]
         self.outdated = [name for name in possible if name not in self.names]
         with self._writing():
             self._check_inputs(inputs)
-            self._check_folders(parts)
+            self._check_folders([*map(sessions_name, parts), *map(impressions_name, shown_parts)])
 
     def _check_inputs(self, inputs):
         for name in [*self.names, *self.outdated, DESCRIPTION_FILE]:
@@ -66,13 +69,13 @@ class Output:
                     raise SetupError(f"{source}: this input would be replaced by the output: "
                                      "choose another --output_dir")
 
-    def _check_folders(self, parts):
-        for part in parts:
-            folder = os.path.join(self.directory, os.path.dirname(sessions_name(part)))
+    def _check_folders(self, names):
+        for name in names:
+            folder, file = os.path.split(os.path.join(self.directory, name))
             if not os.path.isdir(folder):
                 continue
-            others = sorted(name for name in os.listdir(folder)
-                            if not name.startswith(".") and name != SESSIONS_FILE)
+            others = sorted(other for other in os.listdir(folder)
+                            if not other.startswith(".") and other != file)
             if others:
                 raise SetupError(f"{folder} holds other files ({', '.join(others[:3])}), which "
                                  "would be read together with the new ones: move them away or "
