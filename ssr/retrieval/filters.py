@@ -70,6 +70,9 @@ def _field_name(name):
     return field_tokens({name: "any"})[0].rpartition(":")[0]
 
 
+LISTS = 64  # of ids, whose keys are remembered: callers send the same ones again and again
+
+
 class Attributes:
     """What filters ask of the items of an index; any thread may call it."""
 
@@ -78,6 +81,7 @@ class Attributes:
         self._items, self._change = items, 0
         self._reading = threading.Lock()
         self._keys = {}  # of each id
+        self._lists = {}  # the keys of ids that are all known, of the newest lists
         self._fields = {}  # tokens of each key that has any
         self._with = {}  # token: the keys that have it, a set
         # <float64>[keys], seconds since 1970; -inf: there is no such key. None has the first one.
@@ -112,8 +116,17 @@ class Attributes:
         return mask
 
     def _keys_of(self, ids):
-        keys = map(self._keys.get, ids)
-        return np.array([key for key in keys if key is not None], np.int64)
+        """<int64>[n] of those of the ids that are known."""
+        ids = tuple(ids)
+        keys = self._lists.pop(ids, None)
+        if keys is None:
+            keys = [key for key in map(self._keys.get, ids) if key is not None]
+            keys = np.array(keys, np.int64)
+        if len(keys) == len(ids):  # an item's key is its own for good
+            self._lists[ids] = keys
+            if len(self._lists) > LISTS:
+                del self._lists[next(iter(self._lists))]
+        return keys
 
     def spread(self, ranked, at_most, k):
         """The first k of what is ranked, without those by which a value of a field would have more

@@ -117,7 +117,7 @@ class Flat:
         if among is None:
             return self.index.search(vectors, min(k, len(self)))
         keys = np.flatnonzero(among)
-        if len(keys) < len(self) // 4:
+        if len(keys) < len(self) // 16:  # above, to fetch them takes longer than to pass by others
             return _scan(vectors, k, keys, self.vectors(keys))
         return self.index.search(vectors, min(k, len(self)),
                                  params=faiss.SearchParameters(sel=_selector(among)))
