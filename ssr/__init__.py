@@ -38,7 +38,9 @@ def __getattr__(name):
     from ssr.own_modules import own_modules
 
     with own_modules():
-        return getattr(importlib.import_module(_MODULES[name]), name)
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__():

@@ -13,7 +13,6 @@ a module that was imported inside keeps what it has.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import sys
 import threading
@@ -47,11 +46,8 @@ def own_modules():
 def _is_found_outside(name):
     """Whether an import of the name, if it came now for the first time, would find the project's
     module."""
-    module = sys.modules.pop(name)
-    try:
-        return _is_own(importlib.util.find_spec(name))
-    finally:
-        sys.modules[name] = module
+    specs = (finder.find_spec(name, None) for finder in sys.meta_path)
+    return _is_own(next(filter(None, specs), None))
 
 
 def _is_own(spec):

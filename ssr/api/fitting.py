@@ -10,7 +10,6 @@ import difflib
 import logging
 import numbers
 import os
-import threading
 
 import preprocess
 import train
@@ -25,7 +24,7 @@ from ssr.api.clicks import (
     is_table,
     open_clicks,
 )
-from ssr.api.model import Model
+from ssr.api.model import Model, making
 from ssr.data_directory import ITEMS_FILE, DataDirectory
 from ssr.errors import DataError, SetupError
 
@@ -37,7 +36,6 @@ OF_FIT = {"command", "run", "given", "from_data_dir", "input", "output_dir", "co
           "items_path", "data_dir", "train_dir", "vocab_path", "model_dir", "valid_dir",
           "overwrite", "resume", "init_from"}
 TEXTS_FILE = ".texts.txt"  # in a home while it is made
-_training = threading.Lock()  # Paddle's seed and names belong to the process
 
 
 def fit(clicks, *, valid=None, texts=None, **flags) -> Model:
@@ -83,8 +81,8 @@ def fit(clicks, *, valid=None, texts=None, **flags) -> Model:
 
     Notes
     -----
-    One model is trained at a time; other threads wait. For several devices there is train.py, and
-    `ssr.load` for what it has trained.
+    One model is trained or loaded at a time, other threads wait; models that are there answer
+    meanwhile. For several devices there is train.py, and `ssr.load` for what it has trained.
     """
     return _fit(clicks, valid, texts, flags)
 
@@ -232,6 +230,6 @@ def _train(home, flags, earlier):
             init_from = stack.enter_context(homes.alone(earlier.checkpoint))
         args = train.parse_args({"data_dir": home, "model_dir": model_dir, "init_from": init_from,
                                  **flags})
-        with _training:
+        with making:
             train.start(args, say=logger.info)
     homes.keep_only(homes.choose(model_dir))

@@ -25,6 +25,9 @@ from ssr.training.metrics import FILE as METRICS_FILE
 from ssr.training.metrics import read_metrics
 from ssr.training.settings import Settings
 
+# Held while a model is made: the names of Paddle's parameters and its seed are the process's.
+making = threading.RLock()
+
 
 class Model:
     """A trained model, made by `ssr.fit` and `ssr.load`. Its methods may be called from any thread.
@@ -48,7 +51,8 @@ class Model:
         self.checkpoint = homes.choose(model_dir or os.path.join(path, homes.MODEL_DIR))
         self.epoch = self.checkpoint.epoch
         self.settings = Settings.from_meta(self.checkpoint.meta)
-        self.catalogue = Catalogue.read(self.directory, self.checkpoint)
+        with making:
+            self.catalogue = Catalogue.read(self.directory, self.checkpoint)
         self._vocabulary = None
         if self.checkpoint.meta["model"]["num_tokens"]:
             self._vocabulary = TokenVocabulary.load(self.directory.tokens)
@@ -312,11 +316,12 @@ class Model:
         directory, path = self.directory, os.fspath(path)
         if directory.items is None:
             raise DataError(f"{directory.path} has no items.txt, and an index names the items")
-        build_index(path, self.checkpoint,
-                    ItemFiles(directory.items, directory.item_tokens, directory.tokens), overwrite)
-        if self.catalogue.added:
-            with Index.open(path, writable=True) as index:
-                index.add([Item(raw, *item) for raw, item in self.catalogue.added.items()])
+        files = ItemFiles(directory.items, directory.item_tokens, directory.tokens)
+        with making:
+            build_index(path, self.checkpoint, files, overwrite)
+            if self.catalogue.added:
+                with Index.open(path, writable=True) as index:
+                    index.add([Item(raw, *item) for raw, item in self.catalogue.added.items()])
 
     # --- inside
 

@@ -13,6 +13,8 @@ Importing this package loads nothing; a name loads what it needs.
 
 import importlib
 
+from ssr.own_modules import own_modules
+
 _MODULES = {
     "Index": "index",
     "Item": "values", "Hit": "values", "Answer": "values", "Added": "values", "Removed": "values",
@@ -26,4 +28,7 @@ __all__ = [*_MODULES]
 def __getattr__(name):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    with own_modules():
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
