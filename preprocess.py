@@ -4,6 +4,9 @@
     python preprocess.py clicks --input clicks.csv --output_dir data
     python preprocess.py sessions --train_files train.txt --test_files test.txt --output_dir data
     python preprocess.py clicks ... --items_path items.tsv     # or, of a table, --text_column Title
+    python preprocess.py mind --behaviors behaviors.tsv --news news.tsv --output_dir data
+    python preprocess.py adressa --input one_week --output_dir data
+    python preprocess.py g1 --input clicks --articles articles_metadata.csv --output_dir data
     python train.py --data_dir data                            # as all that reads the output
 
 `clicks` filters and splits as the preprocessing of RSC15 in GRU4Rec's code does
@@ -18,12 +21,20 @@
 Clicks are in order of time within a session, sessions in order of their first clicks, ties in
 file order. `sessions` changes nothing but the ids: every line stays, where it was.
 
-Either command writes to the output directory
+`adressa` and `g1` make clicks of public data sets, which go the same way and keep their times.
+`mind` makes a session of each user and part, the history and then the clicks, and keeps all of it:
+ssr/preparation/from_impressions.py. It also writes what users were shown, for infer.py
+--impressions.
+
+Each command writes to the output directory
 
     train_data/sessions.txt, test_data/sessions.txt and, when asked for, valid_data/sessions.txt:
                  a session a line, item ids 0..V-1 with a space between
     train_times/sessions.txt and so on, with --keep_times or --train_times, --test_times: of the
                  same shape, the time of each click in place of its item, in whole seconds
+    train_impressions/impressions.txt and so on, from mind: a line for each list that was shown: its
+                 time, a tab, the items that the user had clicked before, a tab, the items that were
+                 shown, each with -1 behind it if it was clicked and -0 if not: 7-0 12-1 5-0
     vocab.txt    V
     items.txt    line i, from 0 on, is the raw id of item i, then a tab and its text if it has one
 
@@ -46,27 +57,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ssr.commands import Parser, number, run
+from ssr.commands import Parser, run
 
 from ssr.data_directory import PARTS
-from ssr.preparation.click_log import (
-    YOOCHOOSE_COLUMNS,
-    Columns,
-    layout_of,
-    open_table,
-    open_yoochoose,
-)
+from ssr.preparation import flags
+from ssr.preparation.adressa import read_adressa
+from ssr.preparation.click_log import Columns, open_table, open_yoochoose
 from ssr.preparation.filtering import Rules
 from ssr.preparation.from_clicks import prepare_clicks
+from ssr.preparation.from_impressions import prepare_impressions
 from ssr.preparation.from_sessions import prepare_sessions
+from ssr.preparation.g1 import open_g1, read_articles
+from ssr.preparation.mind import read_news
 from ssr.preparation.numbering import NO_EARLIER_RUN, read_earlier_run
-from ssr.preparation.text import CUTTERS
-from ssr.preparation.writing import TextSettings
-
-TABLE_FLAGS = ("session_column", "item_column", "time_column", "text_column", "field_columns",
-               "separator")
-TEXT_FLAGS = ("min_token_count", "chinese_cutter", "all_items")
-
+from ssr.preparation.writing import Catalogue, TextSettings
 
 # --- flags ----------------------------------------------------------------------------------------
 
@@ -75,116 +79,21 @@ def parse_args(argv=None):
     parser = Parser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_subparsers(dest="command", required=True)
     clicks = parser.add_command("clicks", run_clicks, "from a log of clicks")
-    add_click_flags(clicks.add_argument)
+    flags.add_click_flags(clicks.add_argument)
     sessions = parser.add_command("sessions", run_sessions, "from files of a session a line")
-    add_session_flags(sessions.add_argument)
-    for command in (clicks, sessions):
-        add_text_flags(command.add_argument)
+    flags.add_session_flags(sessions.add_argument)
+    mind = parser.add_command("mind", run_mind, "from logs of impressions, as those of MIND")
+    flags.add_mind_flags(mind.add_argument)
+    adressa = parser.add_command("adressa", run_adressa, "from the page views of Adressa")
+    flags.add_adressa_flags(adressa.add_argument)
+    g1 = parser.add_command("g1", run_g1, "from the clicks of G1, Globo.com's data set")
+    flags.add_g1_flags(g1.add_argument)
     args = parser.parse(argv)
-    if args.command == "clicks":
-        check_click_flags(args, clicks.error)
-    else:
-        check_session_flags(args, sessions.error)
+    check = {"clicks": flags.check_click_flags, "sessions": flags.check_session_flags,
+             "mind": flags.check_mind_flags, "g1": flags.check_g1_flags}.get(args.command)
+    if check:
+        check(args, parser.subparsers.choices[args.command].error)
     return args
-
-
-def add_click_flags(add):
-    count, days = number(int, 1, 10 ** 9), number(float, 0, 10 ** 6)
-    add("--input", required=True, help="the log of clicks")
-    add("--layout", choices=("yoochoose", "table"),
-        help="yoochoose: session,timestamp,item,category without a header; table: CSV, TSV or "
-             "Parquet with named columns; gzip is read as well; when not given yoochoose for .dat, "
-             "table for .csv, .tsv and .parquet")
-    add("--output_dir", required=True, help="where the files are written")
-    add("--session_column", default="SessionId", help="of a table")
-    add("--item_column", default="ItemId", help="of a table")
-    add("--time_column", default="Time", help="of a table: seconds since 1970, or ISO 8601, in UTC "
-        "unless it has an offset")
-    add("--separator", type=separator, help="between the fields of a table; when not given a "
-        "comma in .csv, a tab in .tsv and .txt, also with .gz behind it")
-    add("--min_session_length", type=count, default=2, metavar="CLICKS",
-        help="shorter sessions are dropped")
-    add("--min_item_support", type=count, default=5, metavar="CLICKS",
-        help="items with fewer clicks are dropped")
-    add("--test_days", type=days, default=1.0, metavar="DAYS",
-        help="length of the test period, may be a fraction; 0 for none")
-    add("--valid_days", type=days, default=0.0, metavar="DAYS",
-        help="length of the validation period before it; 0 for none")
-    add("--keep_unknown", action="store_true",
-        help="keep validation and test items that training does not have")
-    add("--keep_times", action="store_true",
-        help="also write the times of the clicks, which evaluate_stream.py reads")
-    add("--text_column", help="of a table: the text of the click's item; the newest counts")
-    add("--field_columns", nargs="+", metavar="COLUMN", default=[],
-        help="of a table: fields of the click's item, which become tokens; the newest count")
-
-
-def add_session_flags(add):
-    for part in PARTS:
-        add(f"--{part}_files", nargs="+", metavar="FILE", default=[], required=part == "train",
-            help="a session a line, raw ids of any kind with white space between")
-        add(f"--{part}_times", nargs="+", metavar="FILE", default=[],
-            help=f"the times of the clicks of --{part}_files, in whole seconds: as many files of "
-                 "the same shape")
-    add("--output_dir", required=True, help="where the files are written")
-
-
-def add_text_flags(add):
-    add("--continue_from", metavar="DIR", help="an earlier output directory, whose items keep "
-        "their ids and texts: for train.py --init_from")
-    add("--items_path", metavar="FILE",
-        help="the text of the items, a line each: raw id, tab, text, then columns of field:value "
-             "if there are any")
-    add("--min_token_count", type=number(int, 1, 10 ** 9), metavar="ITEMS", default=2,
-        help="tokens of fewer items of the training sessions are dropped")
-    add("--chinese_cutter", choices=CUTTERS,
-        help="how Chinese is cut; when not given jieba if it is installed, bigrams if not")
-    add("--all_items", action="store_true",
-        help="also give ids to items with text that occur in no session")
-
-
-def separator(text):
-    """An argparse type: one character, or how people write a tab."""
-    text = {"\\t": "\t", "tab": "\t"}.get(text, text)
-    if len(text) != 1 or not text.isascii() or text in '\r\n"':
-        raise argparse.ArgumentTypeError(f"{text!r}: one character is needed, or 'tab'")
-    return text
-
-
-def check_click_flags(args, error):
-    """Refuses flags that would have no effect, and takes the layout from the name of the log where
-    it is not given."""
-    args.layout = args.layout or layout_of(args.input)
-    if not args.layout:
-        error(f"{args.input}: its name does not tell the layout: give --layout")
-    of_table = flags(args, TABLE_FLAGS)
-    if args.layout == "yoochoose" and of_table:
-        error(f"{', '.join(of_table)}: only for --layout table; the columns of yoochoose are "
-              f"always {','.join(YOOCHOOSE_COLUMNS)}")
-    columns = flags(args, ["text_column", "field_columns"])
-    if args.items_path and columns:
-        error(f"--items_path and {' '.join(columns)}: the text of the items comes from one place")
-    if not args.items_path and not columns and flags(args, TEXT_FLAGS):
-        error(f"{', '.join(flags(args, TEXT_FLAGS))}: only for items with text: give --items_path, "
-              "--text_column or --field_columns")
-
-
-def check_session_flags(args, error):
-    """Refuses flags that do not go together or would have no effect."""
-    if not args.test_files and not args.continue_from:
-        error("--test_files is needed; only with --continue_from it may be left out")
-    for part in PARTS:
-        files, times = (getattr(args, f"{part}_{kind}") for kind in ("files", "times"))
-        if times and len(files) != len(times):
-            error(f"--{part}_files are {len(files)} and --{part}_times {len(times)}: the first "
-                  "belongs to the first, and so on")
-    if not args.items_path and flags(args, TEXT_FLAGS):
-        error(f"{', '.join(flags(args, TEXT_FLAGS))}: only for items with text: give --items_path")
-
-
-def flags(args, names):
-    """Those of the flags that were given."""
-    return [f"--{name}" for name in names if name in args.given]
 
 
 # --- the commands ---------------------------------------------------------------------------------
@@ -210,18 +119,57 @@ def columns_of(args):
 def prepare(args, log, valid=None, on_stage=lambda stage: None):
     """Writes --output_dir as the flags say, from a log. valid: a log of its own for validation, or
     None. Returns what prepare_clicks does."""
-    rules = Rules(args.min_session_length, args.min_item_support, args.test_days, args.valid_days,
-                  args.keep_unknown)
+    settings = text_settings(args, items_path=args.items_path, text_column=args.text_column,
+                             field_columns=args.field_columns)
     return prepare_clicks(
-        log, args.output_dir, rules, text_settings(args, args.text_column, args.field_columns),
-        valid=valid, keep_times=args.keep_times, earlier=earlier_run(args), on_stage=on_stage)
+        log, args.output_dir, rules_of(args), settings, valid=valid, keep_times=args.keep_times,
+        earlier=earlier_run(args), on_stage=on_stage)
+
+
+def rules_of(args):
+    return Rules(args.min_session_length, args.min_item_support, args.test_days, args.valid_days,
+                 args.keep_unknown)
 
 
 def run_sessions(args):
     files, times = ({part: getattr(args, f"{part}_{kind}") for part in PARTS
                      if getattr(args, f"{part}_{kind}")} for kind in ("files", "times"))
-    written = prepare_sessions(files, times, args.output_dir, text_settings(args),
+    written = prepare_sessions(files, times, args.output_dir,
+                               text_settings(args, items_path=args.items_path),
                                earlier=earlier_run(args), on_stage=print_stage)
+    print_written(args.output_dir, written)
+    return 0
+
+
+def run_mind(args):
+    logs = {"train": args.behaviors, "valid": args.valid_behaviors, "test": args.test_behaviors}
+    days = {part: getattr(args, f"{part}_days") for part in ("valid", "test")
+            if not logs[part] and getattr(args, f"{part}_days")}
+    news = Catalogue(", ".join(args.news), read_news(args.news))
+    prepared = prepare_impressions(
+        {part: paths for part, paths in logs.items() if paths}, days, args.output_dir,
+        text_settings(args, catalogue=news), inputs=args.news, earlier=earlier_run(args),
+        on_stage=print_stage)
+    for part, impressions in prepared.impressions.items():
+        print(f"{part}: {impressions:,} impressions")
+    print_written(args.output_dir, prepared.written)
+    return 0
+
+
+def run_adressa(args):
+    return run_layout(args, *read_adressa(args.input, args.session_gap))
+
+
+def run_g1(args):
+    return run_layout(args, open_g1(args.input),
+                      read_articles(args.articles) if args.articles else None)
+
+
+def run_layout(args, log, catalogue):
+    """Writes --output_dir from the log of a public data set and the text of its items."""
+    written = prepare_clicks(log, args.output_dir, rules_of(args),
+                             text_settings(args, catalogue=catalogue), keep_times=True,
+                             earlier=earlier_run(args), on_stage=print_stage)
     print_written(args.output_dir, written)
     return 0
 
@@ -230,9 +178,10 @@ def earlier_run(args):
     return read_earlier_run(args.continue_from) if args.continue_from else NO_EARLIER_RUN
 
 
-def text_settings(args, text_column=None, field_columns=()):
-    return TextSettings(args.items_path, text_column, field_columns, args.min_token_count,
-                        args.chinese_cutter, args.all_items)
+def text_settings(args, **source):
+    """source: where the text of the items comes from, fields of TextSettings"""
+    return TextSettings(min_token_count=args.min_token_count, chinese_cutter=args.chinese_cutter,
+                        all_items=args.all_items, **source)
 
 
 def print_stage(stage):

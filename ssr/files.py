@@ -98,3 +98,25 @@ def items_digest(path):
     for _, line in numbered_lines(path, "line i begins with the raw id of item i"):
         digest.update(line.split("\t", 1)[0].encode() + b"\n")
     return digest.hexdigest()
+
+
+def files_of(paths, suffix=""):
+    """The files at paths, in order: of a directory all that it holds, in the order of their names,
+    but for hidden ones and those that do not end with suffix. Raises DataError."""
+    files = []
+    for path in paths:
+        if not os.path.isdir(path):
+            files.append(path)
+            continue
+        try:
+            names = sorted(os.listdir(path))
+        except OSError as error:
+            raise DataError(f"cannot read the directory {path}: {error.strerror}") from error
+        inside = [os.path.join(path, name) for name in names
+                  if not name.startswith(".") and name.endswith(suffix)]
+        inside = [file for file in inside if not os.path.isdir(file)]
+        if not inside:
+            raise DataError(f"the directory {path} holds no files"
+                            + (f" whose names end with {suffix}" if suffix else ""))
+        files += inside
+    return files

@@ -50,7 +50,7 @@ def prepare_clicks(log: Log, output_dir, rules: Rules, settings: TextSettings, *
     with Output(output_dir, names, names if keep_times else [],
                 has_tokens(settings, earlier), inputs) as output:
         # Small files first: what is wrong with them is told before the work.
-        catalogue = read_catalogue(settings.items_path)
+        catalogue = read_catalogue(settings)
         clicks, raw_items, texts = _read(log, settings)
         parts = filter_and_split(clicks, len(raw_items), rules, on_stage)
         del clicks  # the parts are copies

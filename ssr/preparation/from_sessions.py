@@ -43,7 +43,7 @@ def prepare_sessions(files: Mapping[str, Sequence[str]], times: Mapping[str, Seq
     with Output(output_dir, list(files), list(times), has_tokens(settings, earlier),
                 inputs) as output:
         # Small files first: what is wrong with them is told before the work.
-        catalogue = read_catalogue(settings.items_path)
+        catalogue = read_catalogue(settings)
         sizes = {}
         for part, paths in files.items():
             stage = _write_part(output, part, paths, numbers)

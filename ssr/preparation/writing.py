@@ -62,11 +62,19 @@ def _write_lists(file, frame, lists):
 # --- items ----------------------------------------------------------------------------------------
 
 
+class Catalogue(NamedTuple):
+    """The text of items. source: the file that it comes from; items: {raw id: ItemText}"""
+
+    source: str
+    items: dict
+
+
 class TextSettings(NamedTuple):
     """Where the text of the items comes from, and what is made of it.
 
     items_path: a file of items, or
-    text_column, field_columns: columns of the click log
+    text_column, field_columns: columns of the click log, or
+    catalogue: the text itself
     min_token_count: tokens of fewer items of the training sessions are dropped
     chinese_cutter: one of text.CUTTERS, None for jieba if it is installed
     all_items: whether items with text that occur in no session get ids as well
@@ -78,18 +86,12 @@ class TextSettings(NamedTuple):
     min_token_count: int = 2
     chinese_cutter: Optional[str] = None
     all_items: bool = False
+    catalogue: Optional[Catalogue] = None
 
     @property
     def wanted(self):
         """Whether items are to have text at all."""
-        return bool(self.items_path or self.text_column or self.field_columns)
-
-
-class Catalogue(NamedTuple):
-    """The text of items. source: the file that it comes from; items: {raw id: ItemText}"""
-
-    source: str
-    items: dict
+        return bool(self.items_path or self.text_column or self.field_columns or self.catalogue)
 
 
 class TextCoverage(NamedTuple):
@@ -112,9 +114,11 @@ class TokenCounts(NamedTuple):
     chinese_cutter: str
 
 
-def read_catalogue(path):
-    """The Catalogue in a file of items, None for None. Raises DataError."""
-    return Catalogue(path, text.read_items(path)) if path else None
+def read_catalogue(settings: TextSettings):
+    """The Catalogue that is at hand or in a file of items, None where there is none. Raises
+    DataError."""
+    path = settings.items_path
+    return Catalogue(path, text.read_items(path)) if path else settings.catalogue
 
 
 class Written(NamedTuple):
