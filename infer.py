@@ -5,9 +5,11 @@
     python infer.py --start_index 10 --output top.tsv --items_path items.txt
     python infer.py --start_index 10 --candidates unknown    # a model of train.py --item_tokens
     python infer.py --start_index 10 --baselines popular item_knn v_sknn --report report.html
+    python infer.py --start_index 10 --impressions data/test_impressions    # of preprocess.py mind
 
 How items are ranked, and what has no vector: ssr/evaluation/ranking.py. What the table and the
-report say beyond recall and MRR: ssr/evaluation/metrics.py.
+report say beyond recall and MRR: ssr/evaluation/metrics.py. AUC, MRR and NDCG of impressions:
+ssr/evaluation/impressions.py.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from ssr.data_directory import (
     take_from_data_dir,
 )
 from ssr.errors import DataError, SetupError
+from ssr.evaluation import impressions
 from ssr.evaluation.queries import Task
 from ssr.evaluation.ranking import ModelRecommender
 from ssr.files import check_writable, write_atomically, write_text
@@ -39,6 +42,9 @@ from ssr.training.checkpoints import Checkpoint
 
 logger = logging.getLogger("infer")
 
+# What --impressions, which asks for no next click, has no use for.
+FLAGS_OF_CLICKS = ("test_dir", "topk", "positions", "candidates", "output", "baselines",
+                   "train_dir", "report", "items_path")
 BASELINES = ("popular", "item_knn", "v_sknn")  # of ssr.evaluation.baselines
 
 
@@ -75,7 +81,14 @@ def parse_args(argv=None):
         "of HTML")
     add("--items_path", default="items.txt", type=data_path,
         help="raw ids and texts for --output and --report, where the file exists")
+    add("--impressions", metavar="PATH", help="in place of the next click, tell what was clicked "
+        "from what was only shown: a file or directory of impressions, as preprocess.py mind "
+        "writes them")
     args = parser.parse(argv)
+    without_use = [f"--{name}" for name in FLAGS_OF_CLICKS if name in args.given]
+    if args.impressions and without_use:
+        parser.error(f"{', '.join(without_use)}: not with --impressions, whose labels are what "
+                     "was shown: leave one of them out")
     take_from_data_dir(args, train_dir="train_data", test_dir="test_data", vocab_path=VOCAB_FILE,
                        items_path=ITEMS_FILE, item_tokens=ITEM_TOKENS_FILE)
     if "train_dir" in args.given and not args.baselines:
@@ -162,6 +175,28 @@ def print_metrics(path, queries, ranks, encoder, topk, seconds):
     print(f"  queries/s:{len(ranks) / seconds:.0f}", flush=True)
 
 
+def infer_impressions(args):
+    """Evaluates the epochs on --impressions. Returns 0."""
+    utils.check_version()
+    utils.set_device(args.use_cuda)
+    vocab_size = reader.get_vocab_size(args.vocab_path)
+    epochs = find_epochs(args, vocab_size)
+    shown = impressions.read_impressions(args.impressions, vocab_size)
+    for epoch, meta in epochs:
+        begin = time.time()
+        encoder = IdEncoder.load(Checkpoint(args.model_dir, epoch, meta), args.item_tokens)
+        scores = impressions.score(encoder, shown, args.batch_size)
+        means, left_out = impressions.measure(scores.values, shown.labels, shown.offsets)
+        print(f"model:{args.model_dir}/epoch_{epoch}",
+              *(f"{name}:{mean:.4f}" for name, mean in means.items()),
+              f"time_cost(s):{time.time() - begin:.2f}")
+        print(f"  impressions:{len(shown) - left_out} left out, all or nothing clicked:{left_out}")
+        print(f"  items shown:{len(shown.shown)} without a vector, ranked last:"
+              f"{scores.without_vector}; impressions of users without a click on an item that has "
+              f"one:{scores.without_history}", flush=True)
+    return 0
+
+
 def read_names(path, vocab_size):
     """"raw id <tab> text" of each item, from a file whose line i is the raw id of item i and then
     optionally a tab and its text; the ids 0..V-1 where there is no such file. Raises DataError."""
@@ -238,6 +273,8 @@ def read_train(args, epochs):
 
 def infer_to_file(args):
     """infer, with the top items written to --output if that is given."""
+    if args.impressions:
+        return infer_impressions(args)
     if args.report:
         check_writable(args.report, "--report")
     if args.output is None:

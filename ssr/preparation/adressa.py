@@ -79,8 +79,8 @@ def cut_sessions(users, times, starts, stops, gap):
 
 def _add_texts(texts, block):
     """Adds the newest title and category of each article of a block. texts: {raw id: ItemText}"""
-    articles = block.filter(pl.col("id").is_not_null()).group_by("id").agg(
-        pl.col("title", "category1").drop_nulls().last())
+    articles = block.filter(pl.col("id").is_not_null()).group_by("id", maintain_order=True) \
+        .agg(pl.col("title", "category1").drop_nulls().last())
     for raw, title, category in articles.iter_rows():
         before = texts.get(raw, ItemText())
         texts[raw] = ItemText(title or before.text,
