@@ -78,7 +78,8 @@ def flags_of(parser):
     for action in actions:
         text, default = re.fullmatch(r"(.*?)(?: ?\(default: (.*)\))?", action.help or "",
                                      re.S).groups()
-        yield (spelling(action), default if " " in (default or "") else code(default),
+        phrase = " " in (default or "") and not action.choices
+        yield (spelling(action), default if phrase else code(default or ""),
                text.replace("%%", "%"), code(str(strong.get(action.dest, ""))))
 
 
@@ -114,7 +115,7 @@ def flags_page(_, top, other):
                 first[flag[:3]] = command
             else:
                 shared.setdefault(first[flag[:3]], []).append(name_of(flag[0]))
-        parts += [f"## {command}", sentence(_(summary(description)))]
+        parts += [f"## {command.replace('-m ', 'python -m ')}", sentence(_(summary(description)))]
         if rows:
             parts.append(flag_table(_, rows))
         if shared:
@@ -127,7 +128,8 @@ def flag_table(_, flags):
     has_strong = any(strong for *__, strong in flags)
     header = ["flag", "default", *(["strong"] if has_strong else []), "meaning"]
     return table([_(name) for name in header],
-                 [[spelled, default, *([strong] if has_strong else []), marked_up(_(text))]
+                 [[spelled, default if default.startswith("`") else _(default),
+                   *([strong] if has_strong else []), marked_up(_(text))]
                   for spelled, default, text, strong in flags])
 
 
