@@ -46,3 +46,9 @@ def in_sample(sample, tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(sample / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def enough_clicks(monkeypatch):
+    """Live indexes rank as if many clicks had come in already."""
+    monkeypatch.setattr("ssr.retrieval.queries.ENOUGH", 0)

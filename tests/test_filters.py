@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import retrieve
@@ -102,9 +102,10 @@ FILTERS = st.builds(
     at_most=st.just({}) | st.fixed_dictionaries({"section": st.integers(1, 5)}))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(filter=FILTERS, session=st.lists(st.sampled_from(IDS), max_size=3), k=st.integers(1, 30))
-def test_an_answer_is_that_of_a_look_at_every_item(indexes, filter, session, k):
+def test_an_answer_is_that_of_a_look_at_every_item(indexes, enough_clicks, filter, session, k):
     for kind, index in indexes.items():
         # An approximate search leaves items out; its filtered one does not.
         whole = indexes["flat" if kind == "ivf" else kind].query(session, 1000, now=START + 100)
@@ -114,6 +115,19 @@ def test_an_answer_is_that_of_a_look_at_every_item(indexes, filter, session, k):
         np.testing.assert_allclose([hit.score for hit in answer.hits],
                                    [hit.score for hit in expected], atol=1e-5)
         assert answer.hits or answer.reason
+
+
+@settings(deadline=None, max_examples=30)
+@given(filter=FILTERS, session=st.lists(st.sampled_from(IDS), max_size=3), k=st.integers(1, 30))
+def test_a_live_index_of_few_clicks_answers_with_the_same_items(indexes, filter, session, k):
+    """In an order of its own, and with as many."""
+    whole = indexes["live"].query(session, 1000, now=START + 100)
+    answer = indexes["live"].query(session, k, now=START + 100, filter=filter)
+    passing = {hit.id for hit in whole.hits if passes(filter, hit.id, START + 100)}
+    assert {hit.id for hit in answer.hits} <= passing
+    if not filter.at_most:
+        assert len(answer.hits) == min(k, len(passing))
+    assert len({hit.id for hit in answer.hits}) == len(answer.hits)
 
 
 def test_a_filter_follows_changes(indexes):

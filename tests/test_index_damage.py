@@ -169,7 +169,7 @@ def test_an_index_without_checksums_opens_and_takes_changes(path, capsys):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a disk")
-def test_an_index_on_a_read_only_mount_is_read(path, tmp_path, capsys):
+def test_an_index_on_a_read_only_mount_is_read(path, tmp_path, capsys, enough_clicks):
     with Index.open(path, True, Scoring()) as index:
         index.click([Click("a", "n0007"), Click("b", "n0007")])
         expected = index.query(["n0001"], 1).hits[0].id

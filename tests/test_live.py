@@ -13,10 +13,12 @@ import retrieve
 import train
 from ssr.errors import DataError
 from ssr.news.stream import Scoring
-from ssr.retrieval import Click, Index, Item
+from ssr.retrieval import Click, Index, Item, queries
 from ssr.retrieval import clicks as click_log
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+pytestmark = pytest.mark.usefixtures("enough_clicks")
+
 POPULAR = Scoring().without("readers", "content", "transitions")
 
 
@@ -313,3 +315,39 @@ with Index.open("index", True, Scoring()) as index:
         log.close()
         assert total >= safe
     assert total > 200
+
+
+def test_few_clicks_are_mixed_with_the_model(built, monkeypatch):
+    """Ten clicked articles are not the best ten of all; many clicks rank alone, as they did."""
+    monkeypatch.setattr("ssr.retrieval.queries.ENOUGH", 100.0)
+    with Index.open("index") as index:
+        model = ids_of(index.query(["n0001"], 20))
+        popular = ids_of(index.query([], 20))
+    clicked = [f"n{number:04d}" for number in range(40, 50)]
+    with open_live() as index:
+        index.click(clicks_on(*clicked))
+        first = index.query(["n0001"], 20)
+        assert len(set(ids_of(first)[:10]) & set(model[:10])) >= 5
+        assert [id for id in ids_of(first) if id in model] != []
+        assert len(set(ids_of(index.query([], 20))[:10]) & set(popular[:10])) >= 5
+        # An item in both rankings is there once, and counts as clicked.
+        assert len(set(ids_of(first))) == 20
+        assert all((hit.source == "live") == (hit.id in clicked) for hit in first.hits)
+        index.click(clicks_on(*clicked * 12, session="more"))
+        assert {hit.source for hit in index.query(["n0001"], 10).hits} == {"live"}
+
+
+def test_a_mixture_of_rankings():
+    clicked, others = [(1, 2.0, "live"), (2, 0.0, "live")], [(3, 0.5, "nearest"),
+                                                             (2, 0.45, "nearest")]
+
+    def order(weight):
+        return [key for key, _, _ in queries.mixed(clicked, others, weight)]
+
+    assert order(0) == [3, 2, 1] and order(1) == [1, 2, 3]
+    # 1: w * 0.881; 2: w * 0.119 + (1 - w) * 0.378; 3: (1 - w) * 0.622
+    assert order(0.4) == [3, 1, 2] and order(0.45) == [1, 3, 2]
+    assert queries.mixed(clicked, others, 0.5)[2] == (2, 0.0, "live")
+    assert queries.mixed([], others, 0.5) == others and queries.mixed([], [], 0.5) == []
+    popular = [(7, 3.0, "popular"), (8, 1.0, "popular")]
+    assert [key for key, _, _ in queries.mixed(clicked, popular, 0.5)] == [1, 7, 8, 2]

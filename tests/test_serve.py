@@ -99,7 +99,7 @@ def problem_of(response, status):
 
 
 @pytest.fixture
-def live_client(index_dir):
+def live_client(index_dir, enough_clicks):
     """With an index that takes clicks in and ranks by their number."""
     scoring = Scoring().without("readers", "content", "transitions")
     with Index.open(str(index_dir), writable=True, scoring=scoring) as index:
@@ -1112,6 +1112,8 @@ def test_clicks_on_the_page_of_a_live_index(index_dir, browser):
         expect(page.locator("#articles button")).to_have_count(1)
         page.click("#articles button")
         expect(page.locator("#answer")).to_contain_text("After 1 click")
+        clicks = [{"session": f"s{number}", "item": "n0015"} for number in range(100)]
+        server.client.post("/clicks/batch", json=clicks).raise_for_status()
         assert sources_of(recommend(server.client, k=5)) == ["live"] + ["popular"] * 4
         # An article that the model never saw is published, and ranked at once.
         page.fill("#title", "Something else")

@@ -329,6 +329,14 @@ class Stream:
         # Not "those at or above": a score that is not a number is below nothing.
         return len(score) - int(np.count_nonzero(score < score[row]))
 
+    def volume(self, now):
+        """How many clicks there were lately, each worth exp(-age / w), w the longest of WINDOWS."""
+        self.advance(now)
+        if self.base is None:
+            return 0.0
+        clicks = self.articles.clicks[:self.articles.used, -1].sum()
+        return float(clicks * np.exp((self.base - now) / WINDOWS[-1]))
+
     def vector(self, item):
         """The readers' vector of an article, <float32>[dim] of length 1, None where there is none
         yet: in a model with a tied tower it can stand for the article inside of a session."""

@@ -268,6 +268,12 @@ class LiveClicks:
                                             among)
         return list(zip(keys.tolist(), scores.tolist()))
 
+    def volume(self, now=None):
+        """As Stream.volume, by the index's clock unless `now` is given."""
+        now = self.now() if now is None else now
+        with self._changing:
+            return self._stream.volume(now)
+
     def vector(self, key):
         """As Stream.vector, of a key."""
         with self._changing:

@@ -1,5 +1,15 @@
 """What an index answers to a session: what clicks rank where it is live, then the nearest vectors;
-and what is read most where nothing is known of the session."""
+and, where nothing is known of the session, what was read most in training.
+
+A live index that has seen few clicks knows little: ten articles that were clicked are not the best
+ten of a catalogue. Until ENOUGH clicks have come in, the two rankings are mixed. Each is made a
+distribution over its first DEPTH items, and an item has
+
+    w * P(item | clicks) + (1 - w) * P(item | model),    w = (1 + clicks) / ENOUGH, at most 1
+
+where P(item | clicks) is the softmax of the live score, whose scores are logits (scoring.py), and
+P(item | model) that of cosine / TEMPERATURE, or the share of the clicks in training.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +20,9 @@ import numpy as np
 from ssr.retrieval.filters import EVERYTHING, Attributes, Filter, check_filter
 from ssr.retrieval.values import Answer, Hit
 
+ENOUGH = 100.0  # clicks, as Stream.volume counts them, from which on clicks alone come first
+DEPTH = 100  # items of each ranking that are mixed
+TEMPERATURE = 0.1  # of cosines
 AT_A_TIME = 1 << 10  # popular items that are looked at
 MORE = 4  # times as many are ranked where Filter.at_most left too few
 
@@ -103,10 +116,27 @@ class Queries:
     def _rank_freely(self, asked, wanted, among):
         for one in asked:
             one.ranked = []
-            if self._live and not wanted.by_vectors:
-                top = self._live.top(one.user, one.keys, self._scoring, wanted.k,
-                                     wanted.exclude_session, wanted.now, among)
-                one.ranked = [(key, score, "live") for key, score in top]
+        if not self._live or wanted.by_vectors:
+            return self._fill(asked, wanted, among)
+        weight = (1 + self._live.volume(wanted.now)) / max(ENOUGH, 1)
+        if weight >= 1:
+            for one in asked:
+                one.ranked = self._clicked(one, wanted, among)
+            return self._fill(asked, wanted, among)
+        deep = wanted._replace(k=max(wanted.k, DEPTH))
+        self._fill(asked, deep, among)
+        for one in asked:
+            clicked = self._clicked(one, deep, among)
+            one.ranked = mixed(clicked, one.ranked, weight)[:wanted.k]
+
+    def _clicked(self, one, wanted, among):
+        """What clicks rank, as Asked.ranked."""
+        top = self._live.top(one.user, one.keys, self._scoring, wanted.k, wanted.exclude_session,
+                             wanted.now, among)
+        return [(key, score, "live") for key, score in top]
+
+    def _fill(self, asked, wanted, among):
+        """Fills what is ranked up to k hits with what is not ranked by clicks."""
         few = [one for one in asked if len(one.ranked) < wanted.k]
         self._add_nearest([one for one in few if one.user is not None], wanted, among)
         for one in few:
@@ -138,6 +168,31 @@ class Queries:
             if len(one.ranked) >= wanted.k:
                 del one.ranked[wanted.k:]
                 return
+
+
+def mixed(clicked, others, weight):
+    """Two rankings as one, of the items of both; an item of both is that of `clicked`.
+
+    clicked, others: lists of (key, score, source), the latter all of one source
+    weight: of the first, 0 to 1
+    """
+    worth = {}
+    for ranked, share in ((others, 1 - weight), (clicked, weight)):
+        for hit, probability in zip(ranked, _probabilities(ranked)):
+            worth[hit[0]] = worth.get(hit[0], 0.0) + share * probability
+    hits = {hit[0]: hit for hit in (*others, *clicked)}
+    return sorted(hits.values(), key=lambda hit: -worth[hit[0]])
+
+
+def _probabilities(ranked):
+    """<float>[n] of (key, score, source): see the module."""
+    if not ranked:
+        return []
+    scores = np.array([score for _, score, _ in ranked])
+    if ranked[0][2] == "popular":
+        return (scores / scores.sum()).tolist()
+    powers = np.exp((scores - scores.max()) / (TEMPERATURE if ranked[0][2] == "nearest" else 1.0))
+    return (powers / powers.sum()).tolist()
 
 
 def _taken(one, wanted):

@@ -30,7 +30,8 @@ class Hit(NamedTuple):
     source: "live", where clicks rank it; the score is that of stream.Scoring. "nearest", where its
         vector does; the score is the cosine with the session, -1 to 1. "popular", where nothing is
         known of the session; the score is the number of its clicks in training. Hits of the first
-        kind come before all others, whatever their scores
+        kind come before all others, whatever their scores, once the index has taken in enough
+        clicks (queries.py)
     """
 
     id: str

@@ -132,7 +132,8 @@ class HitMessage(BaseModel):
     text: str
     source: str = Field(description="`live`: ranked by recent clicks; `nearest`: by its vector "
                         "alone; `popular`: read most in training, for a session of which nothing "
-                        "is known. Hits of the first kind come before all others")
+                        "is known. Hits of the first kind come before all others, but for an index "
+                        "that has taken in few clicks so far")
 
 
 class AnswerMessage(BaseModel):
