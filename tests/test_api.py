@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -626,3 +627,47 @@ def test_the_package_asks_for_what_the_requirements_say():
             wanted = {line.split("#")[0].strip().replace('"', "'") for line in f}
         asked = {*project["dependencies"], *extras[paddle_of], *extras["index"], *extras["serve"]}
         assert asked == wanted - {""}
+
+
+# --- the notebook ---------------------------------------------------------------------------------
+
+NOTEBOOK = os.path.join(ROOT, "examples", "quickstart.ipynb")
+
+
+def outputs_of(notebook):
+    """Of each cell of code its kinds of output, as "image/png" or "stdout"."""
+    return [[kind for output in cell.outputs
+             for kind in ([output.name] if output.output_type == "stream"
+                         else sorted(output.data))]
+            for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_notebook_is_committed_as_it_ran():
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert sum(outputs_of(notebook), []).count("image/png") == 2
+    with open(NOTEBOOK, encoding="utf-8") as f:
+        text = f.read()
+    assert not re.search(r'[\s"\'(](?:/tmp|/home|/root|/work|/usr)/', text)
+    assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch):
+    """In a real kernel. The outputs are of the kinds that are committed; where they are figures,
+    another machine may round otherwise."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    committed, notebook = nbformat.read(NOTEBOOK, 4), nbformat.read(NOTEBOOK, 4)
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3",
+                                     resources={"metadata": {"path": os.path.dirname(NOTEBOOK)}})
+    client.execute()
+    seen = [[kind for kind in kinds if kind != "stderr"]  # progress bars
+            for kinds in outputs_of(notebook)]
+    assert seen == outputs_of(committed)
+    # And bars there were: training is not silent in a notebook.
+    assert any("epoch 1" in output.text for cell in notebook.cells
+               for output in cell.get("outputs", []) if output.get("name") == "stderr")

@@ -103,7 +103,9 @@ class Catalogue:
         extended = Catalogue(raw_ids, texts, self._model, self._max_len, tokens,
                              {**self.added, **items})
         without = [raw for raw in items if not extended.encoder.has_vector[numbers[raw]]]
-        replaced = sum(raw in self.numbers for raw in {*items}.difference(without))
+        had = self.encoder.has_vector
+        replaced = sum(raw in self.numbers and bool(had[self.numbers[raw]])
+                       for raw in {*items}.difference(without))
         return extended, Added(len(items) - len(without) - replaced, replaced, without)
 
 
