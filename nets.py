@@ -78,6 +78,9 @@ class GrnnEncoder(nn.Layer):
 
 # --- towers ---------------------------------------------------------------------------------------
 
+# How many of the last clicks a pooling adds the embeddings of, beside the mean of all.
+RECENT_CLICKS = {"max_last_clicks": 1, "max_recent_clicks": 5}
+
 
 class Towers(nn.Layer):
     """The two towers of one member of an ensemble, over its columns of the table.
@@ -102,19 +105,26 @@ class Towers(nn.Layer):
                                  _zero("user.b" + suffix))
         self.item_fc = (nn.Linear(embedding_dim, hidden_size, _xavier("item.w" + suffix),
                                   _zero("item.b" + suffix)) if item_encoder == "fc" else None)
-        self.click_gains = (self.create_parameter(
-            [2, hidden_size], attr=paddle.ParamAttr(name="user.g" + suffix),
-            default_initializer=nn.initializer.Constant(0.5))
-            if pooling == "max_last_clicks" else None)
+        self.click_gains = (self._make_gains(RECENT_CLICKS[pooling], hidden_size, "user.g" + suffix)
+                            if pooling in RECENT_CLICKS else None)
+
+    def _make_gains(self, recent, hidden_size, name):
+        """<float32>[recent + 1, hidden]: of the embeddings of the last clicks, newest first, and of
+        the mean of all."""
+        initial = np.full([recent + 1, hidden_size], 0.25, np.float32)
+        initial[[0, -1]] = 0.5
+        return self.create_parameter([recent + 1, hidden_size], attr=paddle.ParamAttr(name=name),
+                                     default_initializer=nn.initializer.Assign(initial))
 
     def user(self, emb, lengths, every_prefix=False):
         """As SequenceSemanticRetrieval.encode_user, for this member."""
         emb = F.dropout(emb, self.dropout, training=self.training)
         user = self.user_fc(self.user_encoder(emb, lengths, every_prefix))
         if self.click_gains is not None:
-            last = emb if every_prefix else ragged.last_rows(emb, lengths)
-            user = (user + self.click_gains[0] * last
-                    + self.click_gains[1] * ragged.means(emb, lengths, every_prefix))
+            *recent, of_mean = self.click_gains
+            for back, gain in enumerate(recent):
+                user = user + gain * ragged.recent_rows(emb, lengths, back, every_prefix)
+            user = user + of_mean * ragged.means(emb, lengths, every_prefix)
         return unit_rows(user)
 
     def item(self, emb):
@@ -128,10 +138,11 @@ class SequenceSemanticRetrieval(nn.Layer):
     vocab_size: number of items V, the first rows of the table
     embedding_dim, hidden_size: columns of the table; size of a user's and an item's vector
     user_encoder: "gru" or "bow"
-    pooling: of the GRU's states, "max"; or "max_last_clicks", which adds the embedding of the last
-        click and the mean of all, g1 * e_last + g2 * mean(e) with a gain per dimension each, to
-        what the fc makes of the maximum and the last state ("max_last", without these two, is what
-        older checkpoints may have)
+    pooling: of the GRU's states, "max"; or "max_recent_clicks", which adds the embeddings of the
+        last five clicks and the mean of all, sum_k g_k * e_(n-k) + g * mean(e) with a gain per
+        dimension each, to what the fc makes of the maximum and the last state; "max_last_clicks"
+        does so with the last click only ("max_last", with none of them, is what older checkpoints
+        may have)
     item_encoder: "fc", or "tied": an item's vector is the sum of its tokens' embeddings itself
     dropout: share of the entries of the clicks' embeddings that are zeroed in training
     members: an ensemble of so many models, each with a table and towers of its own. Their vectors,
@@ -238,16 +249,16 @@ class SequenceSemanticRetrieval(nn.Layer):
 def check_architecture(embedding_dim, hidden_size, user_encoder, pooling, item_encoder):
     """Raises ValueError where the arguments of SequenceSemanticRetrieval do not go together."""
     for name, value, choices in (("user_encoder", user_encoder, ("gru", "bow")),
-                                 ("pooling", pooling, ("max", "max_last", "max_last_clicks")),
+                                 ("pooling", pooling, ("max", "max_last", *RECENT_CLICKS)),
                                  ("item_encoder", item_encoder, ("fc", "tied"))):
         if value not in choices:
             raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
     if user_encoder == "bow" and pooling != "max":
         raise ValueError(f"the pooling {pooling!r} is one of a GRU's states; user_encoder is 'bow'")
     if embedding_dim != hidden_size:
-        for name, value, equal in (("item_encoder", item_encoder, "tied"),
-                                   ("pooling", pooling, "max_last_clicks")):
-            if value == equal:
+        for name, value, needs_equal in (("item_encoder", item_encoder, ("tied",)),
+                                         ("pooling", pooling, RECENT_CLICKS)):
+            if value in needs_equal:
                 raise ValueError(f"{name} {value} needs an embedding_dim equal to hidden_size, not "
                                  f"{embedding_dim} and {hidden_size}")
 

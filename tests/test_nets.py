@@ -1,5 +1,7 @@
 """The towers, their gradients and the loss."""
 
+import itertools
+
 import numpy as np
 import paddle
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import nets
 import reader
 from ssr.kernels.gru import gru_states, padded_gru, time_major
+from ssr.kernels.ragged import recent_rows
 from ssr.training.content import Bags
 from ssr.training.losses import SampledSoftmaxLoss, own_session
 from ssr.training.negatives import SharedNegatives
@@ -27,9 +30,9 @@ def make_model(user_encoder="gru", vocab_size=40, dim=6, hidden=5, seed=3, **par
     return model
 
 
-STRONG = dict(hidden=6, pooling="max_last_clicks", item_encoder="tied")
-PARTS = [dict(user_encoder="gru"), dict(user_encoder="bow"), dict(pooling="max_last"), STRONG,
-         dict(STRONG, members=3), dict(members=2)]
+STRONG = dict(hidden=6, pooling="max_recent_clicks", item_encoder="tied")
+PARTS = [dict(user_encoder="gru"), dict(user_encoder="bow"), dict(pooling="max_last"),
+         dict(STRONG, pooling="max_last_clicks"), STRONG, dict(STRONG, members=3), dict(members=2)]
 
 
 def paired(random, lengths, vocab_size, num=1):
@@ -157,20 +160,40 @@ def test_a_prefix_is_a_session_of_its_own(parts):
                                    atol=1e-5)
 
 
-def test_last_click_and_mean_are_added_to_what_the_states_give():
-    model = make_model(**STRONG)
-    clicks, lengths = ragged(np.random.default_rng(0), [3, 2], 40)
+@pytest.mark.parametrize("pooling, recent", [("max_last_clicks", 1), ("max_recent_clicks", 5)])
+def test_the_last_clicks_and_the_mean_are_added_to_what_the_states_give(pooling, recent):
+    model = make_model(**dict(STRONG, pooling=pooling))
+    clicks, lengths = ragged(np.random.default_rng(0), [7, 2, 1], 40)
     emb = model.embed(clicks)
-    values = emb.numpy()
-    last, mean = values[[2, 4]], np.stack([values[:3].mean(0), values[3:].mean(0)])
-    gains = np.stack([np.linspace(-1, 1, 6), np.linspace(2, 3, 6)]).astype(np.float32)
+    gains = np.random.default_rng(1).normal(size=(recent + 1, 6)).astype(np.float32)
     towers, = model.members
     towers.click_gains.set_value(gains)
     expected = towers.user_fc(towers.user_encoder(emb, lengths)).numpy()
-    expected += gains[0] * last + gains[1] * mean
+    for row, session in zip(expected, np.split(emb.numpy(), np.cumsum(lengths)[:-1])):
+        row += gains[-1] * session.mean(0)
+        for gain, click in zip(gains[:-1], session[::-1]):
+            row += gain * click
     np.testing.assert_allclose(model.user(clicks, lengths).numpy(),
                                expected / np.linalg.norm(expected, axis=1, keepdims=True),
                                atol=1e-5)
+
+
+def test_gradients_of_the_last_clicks_are_those_of_finite_differences():
+    random = np.random.default_rng(0)
+    lengths = np.array([7, 1, 3])
+    x = random.normal(size=(11, 2)).astype(np.float32)
+    for every_prefix, back in itertools.product((False, True), range(5)):
+        tensor = paddle.to_tensor(x, stop_gradient=False)
+        rows = recent_rows(tensor, lengths, back, every_prefix)
+        weights = random.normal(size=rows.shape).astype(np.float32)
+        paddle.sum(rows * paddle.to_tensor(weights)).backward()
+        for place in np.ndindex(*x.shape):
+            moved = np.zeros_like(x)
+            moved[place] = 0.5  # linear: any step is exact
+            up, down = (recent_rows(paddle.to_tensor(x + step), lengths, back, every_prefix).numpy()
+                        for step in (moved, -moved))
+            np.testing.assert_allclose(tensor.grad.numpy()[place],
+                                       np.sum((up - down) * weights, dtype=np.float64), atol=1e-4)
 
 
 def test_the_cosine_of_an_ensemble_is_the_mean_of_its_members():
@@ -343,7 +366,8 @@ def test_the_gradient_of_the_table_is_sparse(loss, make_batch):
     (dict(pooling="mean"), "pooling is one of"), (dict(item_encoder="x"), "item_encoder is one"),
     (dict(user_encoder="bow", pooling="max_last"), "one of a GRU's states"),
     (dict(item_encoder="tied"), "item_encoder tied needs"),
-    (dict(pooling="max_last_clicks"), "pooling max_last_clicks needs")])
+    (dict(pooling="max_last_clicks"), "pooling max_last_clicks needs"),
+    (dict(pooling="max_recent_clicks"), "pooling max_recent_clicks needs")])
 def test_architectures_that_do_not_exist(parts, words):
     with pytest.raises(ValueError, match=words):
         nets.SequenceSemanticRetrieval(5, 4, 3, **parts)

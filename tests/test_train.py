@@ -489,6 +489,7 @@ def test_training_errors(in_sample, capsys, prepare, flags, message):
     ["--enable_ce", "--seed", "3"], ["--base_lr", "fast"], ["--patience", "2"],
     ["--num_negatives", "0"], ["--scale", "3"],
     ["--pooling", "max_last_clicks", "--user_encoder", "bow"],
+    ["--pooling", "max_recent_clicks", "--hidden_size", "64"],
     ["--recipe", "strong", "--hidden_size", "64"], ["--dropout", "1"], ["--members", "0"],
 ])
 def test_flags_out_of_range_or_contradictory(flags, capsys):

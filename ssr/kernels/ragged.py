@@ -23,6 +23,25 @@ def last_rows(x, lengths):
     return paddle.gather(x, paddle.to_tensor(np.cumsum(lengths) - 1))
 
 
+def recent_rows(x, lengths, back, every_prefix=False):
+    """The row that comes `back` rows before the last one of each sequence, or of each prefix of
+    each; zeros where there is none.
+
+    x: <float32>[rows, dim]; lengths: numpy <int64>[batch]
+    returns <float32>[batch, dim], or [rows, dim] for every prefix
+    """
+    if not back:
+        return x if every_prefix else last_rows(x, lengths)
+    last = np.cumsum(lengths) - 1
+    if every_prefix:
+        place = np.arange(len(x)) - np.repeat(last + 1 - lengths, lengths)
+        last = np.arange(len(x))
+    else:
+        place = lengths - 1
+    padded = paddle.concat([x, paddle.zeros_like(x[:1])])
+    return paddle.gather(padded, paddle.to_tensor(np.where(place >= back, last - back, len(x))))
+
+
 def sums(x, lengths, every_prefix=False):
     """The sum over each sequence, or over each prefix of each.
 

@@ -298,7 +298,8 @@ class _Weights(NamedTuple):
     """The weights of a member's user tower, of numpy.
 
     gru: as packed_gru takes them, None for a bag of words; pooling: of its states
-    w, b: of the fc; gains: <float32>[2, hidden] of the last click and the mean of all, or None
+    w, b: of the fc; gains: <float32>[n + 1, hidden] of the last n clicks, newest
+        first, and of the mean of all, or None
     """
 
     gru: Union[tuple, None]
@@ -333,6 +334,9 @@ def _encode_member(emb, lengths, weights):
     user = encoded @ w
     user += b
     if gains is not None:
-        user += gains[0] * emb[ends - 1]
-        user += gains[1] * (total / lengths[:, None].astype(np.float32))
+        *recent, of_mean = gains
+        for back, gain in enumerate(recent):
+            has_click = lengths > back
+            user[has_click] += gain * emb[ends[has_click] - 1 - back]
+        user += of_mean * (total / lengths[:, None].astype(np.float32))
     return user / np.sqrt((user * user).sum(1, keepdims=True) + np.float32(1e-12))

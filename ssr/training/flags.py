@@ -72,9 +72,10 @@ def add_recipe_flags(parser):
         help="negatives are drawn with a probability ~ clicks^alpha; 0 is uniform")
     add("--scale", type=number(float, 0), default=default.scale,
         help="logit = scale * cosine (softmax)")
-    add("--pooling", choices=("max", "max_last_clicks"), default=default.pooling,
-        help="of the GRU's states: the maximum; or the maximum and the last, beside the embeddings "
-        "of the last click and of the mean of all")
+    add("--pooling", choices=("max", "max_last_clicks", "max_recent_clicks"),
+        default=default.pooling, help="of the GRU's states: the maximum; or the maximum and the "
+        "last, beside the embeddings of the last click, or of each of the last five, and of the "
+        "mean of all")
     add("--item_encoder", choices=("fc", "tied"), default=default.item_encoder,
         help="an item's vector is an fc of its embedding, or the embedding itself")
     add("--dropout", type=number(float, 0, 0.99), default=default.dropout,
