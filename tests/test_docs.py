@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
@@ -309,6 +310,41 @@ def make_data(folder):
         f"{number},{instant(11 + t // 86400, t // 3600 % 24, t // 60 % 60, t % 60)},{item + 1},0"
         for number, time, item in clicks for t in [time - start]])
     write("clicks.tsv", [f"reader-{number}\t{ids[item][0]}" for number, time, item in clicks[:50]])
+    make_news_data(folder, ids, sessions, times)
+
+
+def make_news_data(folder, ids, sessions, times):
+    """The sessions of the sample in the layouts of MIND, Adressa and G1."""
+    def write(name, lines):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("".join(f"{line}\n" for line in lines))
+
+    def behaviors(numbers):
+        for number in numbers:
+            *history, clicked = (ids[item][0] for item in sessions[number])
+            shown = ids[(sessions[number][-1] + 7) % len(ids)][0]
+            time = datetime.fromtimestamp(times[number][-1], timezone.utc)
+            yield (f"{number}\tU{number}\t{time:%m/%d/%Y %I:%M:%S %p}\t{' '.join(history)}\t"
+                   f"{clicked}-1 {shown}-0")
+
+    write("MINDsmall_train/behaviors.tsv", behaviors(range(800)))
+    write("MINDsmall_dev/behaviors.tsv", behaviors(range(800, 1000)))
+    for part in ("train", "dev"):
+        write(f"MINDsmall_{part}/news.tsv",
+              [f"{item}\tcity\ttraffic\t{text}\t\thttps://x\t[]\t[]" for item, text in ids])
+    clicks = [(number, ids[item], time) for number, session in enumerate(sessions)
+              for item, time in zip(session, times[number])]
+    write("one_week/20171011", [
+        json.dumps({"userId": f"u{number}", "time": time, "id": item, "title": text})
+        for number, (item, text), time in clicks])
+    write("clicks/clicks_hour_000.csv", [
+        "user_id,session_id,session_start,session_size,click_article_id,click_timestamp,"
+        "click_environment,click_deviceGroup",
+        *(f"{number},{number},{times[number][0]}000,{len(times[number])},{item[1:]},{time}000,4,1"
+          for number, (item, _), time in clicks)])
+    write("articles_metadata.csv", [
+        "article_id,category_id,created_at_ts,publisher_id,words_count",
+        *(f"{item[1:]},281,1506826800000,0,200" for item, _ in ids)])
 
 
 def script_of(block, port):
