@@ -44,11 +44,16 @@ def _load_paddle():
     _silence_libraries()
     # Paddle tells of a Ctrl-C while it is loaded as of a broken installation: it comes afterwards.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
     try:
         import numpy  # noqa: F401  before Paddle, as zlib
         import paddle
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        # Paddle sets up the root logger, and from then on everybody's lines would be printed.
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
     if single_thread:
         # The environment is too late for a numpy that was loaded before.
@@ -88,7 +93,6 @@ def _keep_freed_memory():
 
 
 def _silence_libraries():
-    """What libraries say of themselves when they are loaded is not for the user. Paddle 3 opens the
-    root logger to it."""
+    """What libraries say of themselves when they are loaded is not for the user."""
     warnings.filterwarnings("ignore", message="No ccache found")
     logging.getLogger("faiss").setLevel(logging.WARNING)

@@ -427,6 +427,21 @@ def test_update_keeps_numbers_and_takes_new_items(news, model):
         model.update(newer, embedding_dim=4)
 
 
+def test_names_of_columns_are_remembered(news, tmp_path):
+    names = {"session": "s", "item": "i", "time": "t"}
+    flags = {f"{what}_column": name for what, name in names.items()}
+    model = ssr.fit(pd.DataFrame(news.table(news.train, **names)), min_item_support=1, **flags,
+                    **QUICK)
+    newer = pl.DataFrame(news.table(news.test, **names))
+    newer.write_csv(tmp_path / "newer.csv")
+    model.save(tmp_path / "saved")
+    for again in (model, ssr.load(tmp_path / "saved")):
+        for clicks in (newer, pd.DataFrame(newer.to_dicts()), str(tmp_path / "newer.csv")):
+            assert again.evaluate(clicks).equals(again.evaluate(news.test))
+            assert len(again.recommend(clicks, 1)) == len(news.test)
+            assert len(again.update(clicks, min_item_support=1).items) == len(model.items)
+
+
 def test_update_takes_added_items_along(news):
     model = ssr.fit(news.train, texts=news.texts, **QUICK)
     text = news.texts[news.test[0][0]]

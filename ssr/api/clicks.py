@@ -18,7 +18,7 @@ import reader
 from ssr.data_directory import VOCAB_FILE, DataDirectory
 from ssr.errors import DataError, SetupError
 from ssr.files import numbered_lines
-from ssr.preparation.click_log import Log, open_frame, read_clicks
+from ssr.preparation.click_log import Log, layout_of, open_frame, read_clicks
 from ssr.preparation.filtering import DAY_US
 from ssr.preparation.text import read_items
 
@@ -64,6 +64,13 @@ def is_data_directory(clicks):
 def is_table(clicks):
     """Whether clicks are a table of polars or pandas."""
     return isinstance(clicks, (pl.DataFrame, pl.LazyFrame)) or _is_pandas(clicks)
+
+
+def has_columns(clicks, flags):
+    """Whether clicks are a table, in memory or in a file, whose columns have names."""
+    if not is_path(clicks):
+        return is_table(clicks)
+    return (flags.get("layout") or layout_of(os.fspath(clicks))) == "table"
 
 
 def _is_pandas(clicks):

@@ -19,13 +19,13 @@ from ssr.api.clicks import (
     click_flags,
     clicked_ids,
     days_of_share,
+    has_columns,
     is_data_directory,
     is_number,
-    is_table,
     open_clicks,
 )
 from ssr.api.model import Model, making
-from ssr.data_directory import ITEMS_FILE, DataDirectory
+from ssr.data_directory import DataDirectory
 from ssr.errors import DataError, SetupError
 
 logger = logging.getLogger("ssr.api")
@@ -106,6 +106,8 @@ def load(path, model_dir=None) -> Model:
 
 def update(model, clicks, valid, texts, flags) -> Model:
     """As Model.update."""
+    if model.directory.items is None:
+        raise DataError(f"{model.directory.path} has no items.txt, and an update names the items")
     return _fit(clicks, valid, texts, flags, model)
 
 
@@ -160,7 +162,7 @@ def _take_data(home, path, valid, texts, flags):
 def _prepare(home, clicks, valid, texts, flags, earlier):
     """Makes a data directory with preprocess.py. Returns its Profile."""
     columns = {name: flags[name] for name in COLUMN_FLAGS if flags.get(name) is not None}
-    if earlier and is_table(clicks):
+    if earlier and has_columns(clicks, flags):
         columns = {**earlier.profile.columns, **columns}
     flags = {"test_days": 0, **columns, **flags}
     from_columns = flags.get("text_column") or flags.get("field_columns")
@@ -168,7 +170,7 @@ def _prepare(home, clicks, valid, texts, flags, earlier):
     items_path = os.path.join(home, TEXTS_FILE) if added or texts is not None else None
     args = preprocess.parse_args({
         "command": "clicks", "output_dir": home, "items_path": items_path,
-        "continue_from": earlier and os.path.dirname(earlier.directory.find(ITEMS_FILE) or ""),
+        "continue_from": earlier and os.path.dirname(earlier.directory.items),
         **click_flags(clicks, flags)})
     source = open_clicks(clicks, args, flags.get("layout"))
     if earlier:

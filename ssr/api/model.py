@@ -14,7 +14,7 @@ import polars as pl
 from ssr.api import homes
 from ssr.api.answers import best_items, hits_table
 from ssr.api.catalogue import Catalogue, as_items
-from ssr.api.clicks import as_raw_id, is_number, is_table, read_sessions
+from ssr.api.clicks import as_raw_id, has_columns, is_number, read_sessions
 from ssr.api.testing import evaluate
 from ssr.data_directory import DataDirectory
 from ssr.errors import DataError, SetupError
@@ -141,7 +141,8 @@ class Model:
         """
         catalogue = self.catalogue  # one, whatever is added meanwhile
         encoder = catalogue.encoder
-        labels, clicks = read_sessions(sessions, self.profile.columns if is_table(sessions) else {})
+        columns = self.profile.columns if has_columns(sessions, {}) else {}
+        labels, clicks = read_sessions(sessions, columns)
         numbers = [catalogue.known(session) for session in clicks]
         users = encoder.encode_sessions(
             [[click for click in map(encoder.click, session) if click] for session in numbers])
@@ -212,7 +213,7 @@ class Model:
         """
         if test is None:
             test = self.directory.path
-        elif is_table(test):
+        elif has_columns(test, flags):
             flags = {**self.profile.columns, **flags}
         return evaluate(self, read_sessions(test, flags), metrics, baselines, positions)
 
