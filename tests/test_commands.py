@@ -57,7 +57,8 @@ def test_subcommands(command, capsys):
 
 
 def test_there_are_subcommands():
-    assert set(subcommands(parser_of("preprocess.py"))) == {"clicks", "sessions"}
+    assert {*subcommands(parser_of("preprocess.py"))} == {"clicks", "sessions", "mind", "adressa",
+                                                          "g1"}
     assert len(subcommands(parser_of("retrieve.py"))) >= 8
 
 
