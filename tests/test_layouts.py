@@ -188,6 +188,14 @@ def test_mind_parts_from_files_of_their_own(mind_folder):
     DataDirectory.open(str(out))
 
 
+def test_mind_exactly_a_period_old_is_part_of_it(mind_folder):
+    write(mind_folder / "behaviors.tsv", "".join(
+        f"1\tU1\t11/{day}/2019 9:00:0{second} AM\tN1\tN2-1\n"
+        for day, second in ((12, 0), (12, 1), (13, 1))))
+    assert run(*mind(mind_folder))[0] == 0
+    assert [len(shown(mind_folder / "out", part)) for part in ("train", "test")] == [1, 2]
+
+
 def test_mind_against_a_plain_reimplementation(tmp_path):
     random.seed(3)
     log = []
