@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -119,6 +120,22 @@ def test_a_data_directory_is_used_as_it_is(news, tmp_path):
     assert loaded.recommend(news.test, 5).equals(fitted.recommend(news.test, 5))
     with pytest.raises(SetupError, match="it is used as it is: leave min_item_support out"):
         ssr.fit(news.path, min_item_support=3)
+
+
+def test_all_of_a_data_directory_is_taken_along(news, tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.txt").write_text("".join(" ".join(session) + "\n" for session in
+                                                      getattr(news, part)))
+        (tmp_path / f"{part}_times.txt").write_text("".join(" ".join("1" for _ in session) + "\n"
+                                                            for session in getattr(news, part)))
+    run(preprocess, "sessions", "--train_files", tmp_path / "train.txt",
+        "--train_times", tmp_path / "train_times.txt", "--test_files", tmp_path / "test.txt",
+        "--test_times", tmp_path / "test_times.txt", "--output_dir", tmp_path / "data")
+    model = ssr.fit(tmp_path / "data", **QUICK)
+    model.save(tmp_path / "saved")
+    assert (tmp_path / "saved/test_times/sessions.txt").exists()
+    loaded = ssr.load(tmp_path / "saved")  # which compares the files with data.json
+    assert loaded.evaluate().equals(model.evaluate(news.test))
 
 
 def kinds(news, tmp_path):
@@ -642,6 +659,31 @@ def test_the_package_asks_for_what_the_requirements_say():
             wanted = {line.split("#")[0].strip().replace('"', "'") for line in f}
         asked = {*project["dependencies"], *extras[paddle_of], *extras["index"], *extras["serve"]}
         assert asked == wanted - {""}
+
+
+@pytest.mark.slow
+def test_the_package_is_complete(tmp_path):
+    """Installed, it needs nothing of the checkout. pip fetches setuptools for it."""
+    checkout, site = tmp_path / "checkout", tmp_path / "site"
+    shutil.copytree(os.path.join(ROOT, "ssr"), checkout / "ssr",
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    for name in [*os.listdir(ROOT)]:
+        if name.endswith((".py", ".toml", ".md")):
+            shutil.copy(os.path.join(ROOT, name), checkout)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site,
+                    checkout], check=True)
+    for folder, _, names in os.walk(checkout / "ssr"):
+        there = {*os.listdir(site / os.path.relpath(folder, checkout))}
+        assert {name for name in names if "." in name} <= there
+    done = run_python("""
+        import nets, ssr, train
+        assert all("site" in module.__file__ for module in (nets, ssr, train))
+        model = ssr.fit([["a", "b", "c"], ["b", "c", "a"]] * 30, epochs=1, embedding_dim=8,
+                        hidden_size=8)
+        print(model.recommend([["a"]], 1)["item"][0])
+        """, tmp_path, PYTHONPATH=str(site))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("b", "c")
 
 
 # --- the notebook ---------------------------------------------------------------------------------

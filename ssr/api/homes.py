@@ -115,16 +115,20 @@ def alone(checkpoint):
 
 def copy_data(directory, target):
     """Copies what belongs to a DataDirectory."""
-    folders = [f"{part}_{kind}" for part in PARTS for kind in ("data", "times")]
-    for name in (*folders, VOCAB_FILE, ITEMS_FILE, *TOKEN_FILES, DESCRIPTION_FILE):
-        path = directory.find(name)
+    if directory.description is not None:
+        names = [*directory.description.files, DESCRIPTION_FILE]
+    else:
+        folders = [f"{part}_{kind}" for part in PARTS for kind in ("data", "times")]
+        names = [*folders, VOCAB_FILE, ITEMS_FILE, *TOKEN_FILES]
+    for name in names:
+        path, copy = directory.find(name), os.path.join(target, name)
         if path is None:
             continue
         if os.path.isdir(path):
-            shutil.copytree(path, os.path.join(target, name),
-                            ignore=shutil.ignore_patterns(".*"))
+            shutil.copytree(path, copy, ignore=shutil.ignore_patterns(".*"))
         else:
-            shutil.copyfile(path, os.path.join(target, name))
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def save_home(path, overwrite, directory, checkpoint, profile, added):
