@@ -253,6 +253,16 @@ def test_wrong_flags_are_the_lines_of_the_commands(news, flags, message, tmp_pat
     assert not os.listdir(tmp_path)  # nothing half-made
 
 
+def test_flags_are_checked_before_the_data_are_read(news):
+    for flags, message in (({"recipe": "weak"}, "invalid choice"),
+                           ({"patience": 2}, "--patience needs")):
+        with pytest.raises(SetupError, match=message):
+            ssr.fit("nowhere.csv", **flags)
+    ssr.fit(news.train, texts=news.texts, id_dropout=0.5, valid=0.2, patience=1, **QUICK)
+    with pytest.raises(SetupError, match="--id_dropout needs --item_tokens"):
+        ssr.fit(news.train, id_dropout=0.5, **QUICK)
+
+
 @pytest.mark.parametrize("name, close", [
     ("epoch", "epochs"), ("model_dir", None), ("train_dir", None), ("resume", None)])
 def test_what_is_no_flag_is_a_type_error(news, name, close):

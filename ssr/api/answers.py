@@ -24,10 +24,17 @@ def best_items(queries, vectors, candidates, hidden, k):
     for start in range(0, len(queries), step):
         scores = queries[start:start + step] @ chosen.T
         for row, numbers in zip(scores, hidden[start:start + step]):
-            row[np.isin(candidates, numbers)] = -np.inf
+            row[_places(candidates, numbers)] = -np.inf
             best = _largest(row, k)
             hits.append((candidates[best], row[best]))
     return hits
+
+
+def _places(candidates, numbers):
+    """Where those of some numbers are that are candidates: <int64>[at most len(numbers)]."""
+    numbers = np.asarray(numbers, np.int64)
+    places = np.minimum(np.searchsorted(candidates, numbers), len(candidates) - 1)
+    return places[candidates[places] == numbers]
 
 
 def _largest(scores, k):

@@ -81,6 +81,8 @@ def fit(clicks, *, valid=None, texts=None, **flags) -> Model:
 
     Notes
     -----
+    Data and model lie in a temporary directory until they are saved.
+
     One model is trained or loaded at a time, other threads wait; models that are there answer
     meanwhile. For several devices there is train.py, and `ssr.load` for what it has trained.
     """
@@ -114,6 +116,9 @@ def update(model, clicks, valid, texts, flags) -> Model:
 def _fit(clicks, valid, texts, flags, earlier=None):
     """earlier: the Model to begin with, None to begin anew"""
     preparing, training = _split_flags(flags)
+    is_validated = (valid is not None or bool(preparing.get("valid_days"))
+                    or is_data_directory(clicks))
+    _check_training(training, is_validated, earlier)
     with homes.new_home() as home:
         if earlier is None and is_data_directory(clicks):
             profile = _take_data(home, os.fspath(clicks), valid, texts, preparing)
@@ -143,6 +148,14 @@ def _split_flags(flags):
                          "tokens come from texts, text_column or field_columns")
     return ({name: value for name, value in flags.items() if name in preparing},
             {name: value for name, value in flags.items() if name in training})
+
+
+def _check_training(flags, is_validated, earlier):
+    """Tells what is wrong with the flags of train.py before the data are prepared. Raises
+    SetupError."""
+    known = {name: value for name, value in flags.items() if name != "id_dropout"}  # needs the data
+    train.parse_args({**known, "valid_dir": "-" if is_validated else None,
+                      "init_from": "-" if earlier else None})
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -175,17 +188,23 @@ def _prepare(home, clicks, valid, texts, flags, earlier):
     source = open_clicks(clicks, args, flags.get("layout"))
     if earlier:
         _check_ids(source, earlier.profile.ids)
-    if items_path:
-        clicked = clicked_ids(source.log) if added else ()
-        items = {raw: item for raw, item in added.items() if raw in clicked}
-        items.update(as_items(texts) if texts is not None else {})
-        write_items_file(items_path, items)
-        args.items_path = items_path if items else None
+    if items_path and not _write_texts(items_path, texts, added, source.log):
+        args.items_path = None
     preprocess.prepare(args, source.log, _validation(valid, args, source, flags.get("layout")),
                        on_stage=_log_stage)
     if items_path:
-        os.remove(items_path)
+        os.remove(items_path)  # no part of the data
     return homes.Profile(earlier.profile.ids if earlier else source.ids, columns)
+
+
+def _write_texts(path, texts, added, log):
+    """Writes the texts that a caller gives, and before them those of added items that have been
+    clicked since. Returns whether there are any. Raises DataError."""
+    clicked = clicked_ids(log) if added else ()
+    items = {raw: item for raw, item in added.items() if raw in clicked}
+    items.update(as_items(texts) if texts is not None else {})
+    write_items_file(path, items)
+    return bool(items)
 
 
 def _check_ids(source, ids):
