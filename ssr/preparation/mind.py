@@ -13,7 +13,7 @@ from __future__ import annotations
 import calendar
 import functools
 import re
-from datetime import datetime
+from time import strptime
 from typing import Iterator, NamedTuple
 
 from ssr.errors import DataError
@@ -23,7 +23,8 @@ from ssr.preparation.text import ItemText
 BEHAVIORS = ("impression id", "user", "time", "history", "impressions")
 NEWS = ("id", "category", "subcategory", "title", "abstract", "url", "title entities",
         "abstract entities")
-TIME_FORMAT = "%m/%d/%Y %I:%M:%S %p"
+DAY_FORMAT, CLOCK_FORMAT = "%m/%d/%Y", "%I:%M:%S %p"
+_MIDNIGHT = calendar.timegm((1900, 1, 1, 0, 0, 0))  # of the day that a time without one is on
 
 _SHOWN = re.compile(rb"\s*(?:\S+-[01](?:\s+|$))+")
 
@@ -95,15 +96,19 @@ def _read_fields(path, names, what):
         yield f"{path}, line {number}", fields
 
 
-@functools.lru_cache(maxsize=1 << 16)
 def _seconds(time):
     """A time as MIND writes it -> seconds since 1970, None where it is none."""
+    day, _, clock = time.partition(" ")
     try:
-        moment = datetime.strptime(time, TIME_FORMAT)
+        seconds = _parse_time(day, DAY_FORMAT) + _parse_time(clock, CLOCK_FORMAT) - _MIDNIGHT
     except ValueError:
         return None
-    seconds = calendar.timegm(moment.timetuple())
     return seconds if seconds >= 0 else None
+
+
+@functools.lru_cache(maxsize=1 << 17)  # more than the seconds of a day: each is parsed once
+def _parse_time(text, time_format):
+    return calendar.timegm(strptime(text, time_format))
 
 
 def _unlabelled(shown):
