@@ -173,7 +173,7 @@ def test_every_kind_of_clicks_gives_the_same_model(news, tmp_path):
         assert fitted.profile.ids == "str"
 
 
-def test_raw_ids_keep_their_type(news, plain):
+def test_raw_ids_keep_their_type(news, plain, tmp_path):
     session = [int(id[1:]) for id in news.test[0]]
     assert plain.recommend([session])["item"].dtype == pl.Int64
     assert plain.items["item"].dtype == pl.Int64
@@ -181,6 +181,9 @@ def test_raw_ids_keep_their_type(news, plain):
     for clicks in (pd.DataFrame(table), pl.DataFrame(table)):
         fitted = ssr.fit(clicks, min_item_support=1, **QUICK)
         assert fitted.recommend([session], 5).equals(plain.recommend([session], 5))
+    pl.DataFrame(table).write_parquet(tmp_path / "clicks.parquet")
+    fitted = ssr.fit(tmp_path / "clicks.parquet", min_item_support=1, **QUICK)
+    assert fitted.recommend([session], 5).equals(plain.recommend([session], 5))
     # A number finds the text that is that number and the other way about.
     assert plain.recommend([[str(id) for id in session]]).equals(plain.recommend([session]))
 
@@ -467,6 +470,12 @@ def test_names_of_columns_are_remembered(news, tmp_path):
             assert again.evaluate(clicks).equals(again.evaluate(news.test))
             assert len(again.recommend(clicks, 1)) == len(news.test)
             assert len(again.update(clicks, min_item_support=1).items) == len(model.items)
+
+
+def test_update_by_a_data_directory(news, model):
+    updated = model.update(news.path, epochs=1)
+    assert updated.catalogue.raw_ids[:len(model.catalogue)] == model.catalogue.raw_ids
+    assert_same(of(updated), of(model.update(news.train, epochs=1)))
 
 
 def test_update_takes_added_items_along(news):

@@ -84,7 +84,7 @@ def click_flags(clicks, given):
     layout = given.get("layout")
     if layout is not None and not is_path(clicks):
         raise SetupError(f"layout={layout!r} is for files, and these clicks are none")
-    if is_path(clicks) and layout != "sessions":
+    if is_path(clicks) and layout != "sessions" and not is_data_directory(clicks):
         return {"input": os.fspath(clicks), **given}
     defaults = {} if is_table(clicks) else FLAGS_OF_LISTS
     return {"input": "clicks", **defaults, **given, "layout": "table"}
@@ -108,16 +108,20 @@ def open_clicks(clicks, args, layout=None, name="clicks") -> Clicks:
         if layout == "sessions":
             lines = numbered_lines(path, "a session is a line of raw ids")
             return _from_lists([line.split() for _, line in lines], name)
-        return Clicks(preprocess.open_log(args, path), "str")
+        return _with_type(preprocess.open_log(args, path))
     if not is_table(clicks):
         return _from_lists(clicks, name)
     columns = preprocess.columns_of(args)
     if _is_pandas(clicks):
         texts = [column for column in [args.text_column] if column]
         clicks = _from_pandas(clicks, [*columns, *texts, *args.field_columns], name)
-    log = open_frame(clicks, columns, name)
-    ids = log.scan.collect_schema()[columns.item]
-    return Clicks(log, "int" if ids.is_integer() else "str")
+    return _with_type(open_frame(clicks, columns, name))
+
+
+def _with_type(log):
+    """A log with the type of its raw ids; all that a text file holds is text."""
+    dtype = log.scan.collect_schema()[log.columns.item]
+    return Clicks(log, "int" if dtype.is_integer() else "str")
 
 
 def _from_lists(sessions, name):

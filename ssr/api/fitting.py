@@ -54,7 +54,8 @@ def fit(clicks, *, valid=None, texts=None, **flags) -> Model:
         * a list of sessions, each a list of raw ids, oldest first, all of them str or all int.
           Nothing is dropped.
         * the path of a file of clicks (CSV, TSV, Parquet; with ``layout="yoochoose"`` or
-          ``"sessions"``, a session a line), or of a data directory, which is used as it is.
+          ``"sessions"``, a session a line), or of a data directory, which is used as it is. In
+          text files raw ids are text.
     valid
         What to validate on after each epoch: clicks of these kinds, or a share of the sessions, the
         newest ones, as 0.1. ``valid_days`` does it by days. The model is then the best epoch, else
