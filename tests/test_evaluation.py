@@ -230,6 +230,15 @@ def test_popular_is_its_definition(sessions, tests, candidates):
         assert [item for item in top if item >= 0] == best.tolist()
 
 
+def test_new_items_alone_tie_for_what_only_counts():
+    """Baselines are asked for the same labels as a model by content, and have nothing to say."""
+    train_set, test = dataset_of([[0, 1, 2], [1, 2]]), dataset_of([[0, 1], [1, 5], [2, 6, 2]])
+    new = np.arange(ITEMS) > 4
+    for answers in comparison.answer_with_baselines(
+            infer.BASELINES, train_set, Task(test, "all", new, new), 3):
+        assert answers.ranks.tolist() == [ITEMS - 5] * 2 and (answers.top < 0).all()
+
+
 def test_the_default_baselines_in_groups_are_those_of_one_group(monkeypatch):
     random = np.random.default_rng(0)
     sessions = [random.integers(0, 200, random.integers(2, 12)).tolist() for _ in range(400)]
