@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -613,6 +614,17 @@ def test_items_may_be_added_while_questions_are_answered(news):
         for future in asking:
             future.result()
     assert {f"fresh{n}" for n in range(8)} <= {*model.items["item"]}
+
+
+def test_an_interrupt_is_one_and_leaves_nothing(news, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for seconds in (0.3, 0.6):
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            ssr.fit(news.train, **{**QUICK, "epochs": 100_000})
+        assert not os.listdir(tmp_path)
+    assert len(ssr.fit(news.train, **QUICK).recommend(news.test[:1], 3)) == 3
 
 
 def run_python(code, folder, **environment):

@@ -252,6 +252,17 @@ def _train(home, flags, earlier):
             init_from = stack.enter_context(homes.alone(earlier.checkpoint))
         args = train.parse_args({"data_dir": home, "model_dir": model_dir, "init_from": init_from,
                                  **flags})
-        with making:
+        with making, _interrupts():
             train.start(args, say=logger.info)
     homes.keep_only(homes.choose(model_dir))
+
+
+@contextlib.contextmanager
+def _interrupts():
+    """A KeyboardInterrupt stays one, also where it went through Paddle's C++ on its way."""
+    try:
+        yield
+    except Exception as error:
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from error
+        raise
