@@ -95,7 +95,8 @@ def large(tmp_path, monkeypatch):
     ["--user_encoder", "gru"], ["--user_encoder", "bow"],
     # Ranks have unequal numbers of targets here; their dropout would differ from that of one. At
     # its full rate Adam makes of rounding a step of another direction.
-    ["--recipe", "strong", "--dropout", "0", "--num_negatives", "50", "--base_lr", "0.0005"],
+    ["--recipe", "strong", "--pooling", "max_recent_clicks", "--dropout", "0", "--num_negatives",
+     "50", "--base_lr", "0.0005"],
     ["--item_tokens", "item_tokens.txt", "--id_dropout", "0.3"]])
 def test_two_devices_reach_the_parameters_of_one(large, kind):
     """At the same global batch, after 100 steps, with sparse gradients of the table."""

@@ -220,7 +220,8 @@ def test_flags_go_before_the_recipe(in_sample):
 
 
 @pytest.mark.parametrize("flags", [
-    STRONG, [*STRONG, "--members", "2"], [*STRONG, "--lr_schedule", "constant"],
+    [*STRONG, "--pooling", "max_recent_clicks"], [*STRONG, "--members", "2"],
+    [*STRONG, "--lr_schedule", "constant"],
     ["--loss", "hinge", "--num_negatives", "3", "--neg_alpha", "0.5", "--targets", "all"]])
 def test_resume_equals_no_interruption_with_other_recipes(in_sample, flags):
     assert run_train(*flags, "--epochs", 3, "--model_dir", "whole") == 0
