@@ -43,6 +43,7 @@ PARSED = {
     r"CPU_NUM=10 ": "needs ten cores to be quick; test_parallel.py runs it",
     r"[AB]\$ ": "needs several machines; test_cluster.py has the processes on one",
     r"python -m paddle\.distributed\.launch": "needs several machines; test_parallel.py starts it",
+    r"python tests/fuzz.py": "runs for minutes; the tests hold what it repeats",
     r"make |python3 -m venv|\. |pip install|python -m pytest": "installs; .ci/run does it",
 }
 if not HAS_SERVER:
