@@ -47,5 +47,5 @@ $(VENV)/installed-tests: $(VENV)/installed tests/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) model_output cluster_model cluster_logs log data index exported report.html \
-	    recommendations.tsv metrics.png vectors.parquet
+	rm -rf $(VENV) model_output cluster_model cluster_logs log index exported recommendations.tsv \
+	    metrics.png vectors.parquet
