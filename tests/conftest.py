@@ -51,4 +51,4 @@ def in_sample(sample, tmp_path, monkeypatch):
 @pytest.fixture
 def enough_clicks(monkeypatch):
     """Live indexes rank as if many clicks had come in already."""
-    monkeypatch.setattr("ssr.retrieval.queries.ENOUGH", 0)
+    monkeypatch.setattr("ssr.retrieval.queries.ENOUGH", 1.0)  # every click and one

@@ -94,6 +94,15 @@ def test_a_flipped_bit_of_an_item_is_told(path, capsys, column):
         assert code == 1 and "'n0007'" in errors[0] and len(errors) == 1
 
 
+def test_a_text_that_has_become_bytes_is_told(path, capsys):
+    """The same bytes, of another type: one bit of the row's head."""
+    change_row(path, "text", str.encode)
+    with Index.open(path) as index, pytest.raises(StoreError, match="items.sqlite is damaged"):
+        index.query(["n0001"], 60)
+    code, out, _ = run(capsys, "check", "--index_dir", path)
+    assert code == 1 and "'n0007'" in out
+
+
 def test_an_item_that_the_search_knows_and_the_database_does_not(path, capsys):
     with contextlib.closing(sqlite3.connect(rows_of(path))) as db, db:
         db.execute("DELETE FROM items WHERE id = 'n0007'")

@@ -164,26 +164,27 @@ class Items:
                         "WHERE id IN (SELECT value FROM json_each(?))", json.dumps(ids))
         known = {}
         for id, key, bag, removed, crc in rows:
-            if self.has_checksums and not is_intact(id, bag, crc):
+            if self.has_checksums and not is_intact(id, bag, bytes, crc):
                 raise self._damaged_item(key, id)
             known[id] = KnownItem(key, np.frombuffer(bag, "<i4"), bool(removed))
         return known
 
     def texts(self, keys):
         """{key: (id, text)} of keys, ints. Raises StoreError where one is not there."""
-        return {key: (id, text) for key, id, text in self._column("text", keys)}
+        return {key: (id, text) for key, id, text in self._column("text", str, keys)}
 
     def bags(self, keys):
         """{key: bag <int32>[n]} of keys, ints. Raises StoreError where one is not there."""
-        return {key: np.frombuffer(bag, "<i4") for key, _, bag in self._column("bag", keys)}
+        return {key: np.frombuffer(bag, "<i4") for key, _, bag in self._column("bag", bytes, keys)}
 
-    def _column(self, name, keys):
-        """[(key, id, value of a column)] of keys: a query reads no more than it needs."""
+    def _column(self, name, kind, keys):
+        """[(key, id, value of a column)] of keys: a query reads no more than it needs. kind: of the
+        values, str or bytes"""
         crc = f"{name}_crc" if self.has_checksums else "NULL"
         rows = self.ask(f"SELECT key, id, {name}, {crc} FROM items "
                         "WHERE key IN (SELECT value FROM json_each(?))", json.dumps(keys))
         for key, id, value, crc in rows:
-            if self.has_checksums and not is_intact(id, value, crc):
+            if self.has_checksums and not is_intact(id, value, kind, crc):
                 raise self._damaged_item(key, id)
         missing = set(keys).difference(row[0] for row in rows)
         if missing:

@@ -118,7 +118,7 @@ class Queries:
             one.ranked = []
         if not self._live or wanted.by_vectors:
             return self._fill(asked, wanted, among)
-        weight = (1 + self._live.volume(wanted.now)) / max(ENOUGH, 1)
+        weight = (1 + self._live.volume(wanted.now)) / ENOUGH
         if weight >= 1:
             for one in asked:
                 one.ranked = self._clicked(one, wanted, among)

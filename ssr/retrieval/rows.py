@@ -114,10 +114,8 @@ def fields_crc(id, fields, added):
     return zlib.crc32(f"{added!r} {fields}".encode(), zlib.crc32(id.encode()))
 
 
-def is_intact(id, data, crc):
-    """Whether a text or bytes have the checksum that was taken with the id."""
-    try:
-        data = data.encode() if isinstance(data, str) else data
-        return zlib.crc32(data, zlib.crc32(id.encode())) == crc
-    except (TypeError, AttributeError):  # not even the type is right
+def is_intact(id, data, kind, crc):
+    """Whether data are of a kind, str or bytes, and have the checksum that was taken with an id."""
+    if not (isinstance(id, str) and isinstance(data, kind)):  # one flipped bit makes bytes of text
         return False
+    return zlib.crc32(data.encode() if kind is str else data, zlib.crc32(id.encode())) == crc
