@@ -22,26 +22,11 @@ The core is nets.py, reader.py and utils.py beside this package. Importing the p
 nothing else and changes nothing in the process; a name loads what it needs.
 """
 
-import importlib
+from ssr.own_modules import lazy_names
 
 _MODULES = {
-    "fit": "ssr.api.fitting", "load": "ssr.api.fitting", "Model": "ssr.api.model",
-    "UserError": "ssr.errors", "SetupError": "ssr.errors", "DataError": "ssr.errors",
-    "StoreError": "ssr.errors",
+    "fit": "api.fitting", "load": "api.fitting", "Model": "api.model",
+    "UserError": "errors", "SetupError": "errors", "DataError": "errors", "StoreError": "errors",
 }
 __all__ = [*_MODULES]
-
-
-def __getattr__(name):
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ssr.own_modules import own_modules
-
-    with own_modules():
-        value = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(globals(), _MODULES)

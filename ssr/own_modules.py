@@ -13,6 +13,7 @@ a module that was imported inside keeps what it has.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 import threading
@@ -41,6 +42,29 @@ def own_modules():
                 if name in sys.modules and not _is_found_outside(name):
                     _hidden[name] = sys.modules.pop(name)
             sys.modules.update(others)
+
+
+def lazy_names(package, modules):
+    """The functions __getattr__ and __dir__ (PEP 562) of a package that loads nothing until one of
+    its names is used.
+
+    package: a dict, its globals()
+    modules: {name: the module below the package that has it}
+    """
+    package_name = package["__name__"]
+
+    def __getattr__(name):
+        if name not in modules:
+            raise AttributeError(f"module {package_name!r} has no attribute {name!r}")
+        with own_modules():
+            module = importlib.import_module(f"{package_name}.{modules[name]}")
+        package[name] = getattr(module, name)
+        return package[name]
+
+    def __dir__():
+        return sorted({*package, *modules})
+
+    return __getattr__, __dir__
 
 
 def _is_found_outside(name):

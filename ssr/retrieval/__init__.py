@@ -11,9 +11,7 @@
 Importing this package loads nothing; a name loads what it needs.
 """
 
-import importlib
-
-from ssr.own_modules import own_modules
+from ssr.own_modules import lazy_names
 
 _MODULES = {
     "Index": "index",
@@ -23,12 +21,4 @@ _MODULES = {
     "Click": "clicks",
 }
 __all__ = [*_MODULES]
-
-
-def __getattr__(name):
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with own_modules():
-        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(globals(), _MODULES)
