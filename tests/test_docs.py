@@ -44,13 +44,15 @@ PARSED = {
     r"[AB]\$ ": "needs several machines; test_cluster.py has the processes on one",
     r"python -m paddle\.distributed\.launch": "needs several machines; test_parallel.py starts it",
     r"python tests/fuzz.py": "runs for minutes; the tests hold what it repeats",
+    r"SSR_TOKEN=secret locust ": "loads the machine; test_examples.py runs it",
     r"make |python3 -m venv|\. |pip install|python -m pytest": "installs; .ci/run does it",
 }
 if not HAS_SERVER:
     PARSED[r"sh cluster_train\.sh|.*--model_dir cluster_model"] = "no server in this Paddle"
 PARSED_FILES = {"benchmarks/README.md": "commands of the tables: hours, and data that is not ours"}
 OTHERS_FLAGS = {"--nnodes", "--rank", "--master", "--nproc_per_node",  # of Paddle's launcher
-                "--retry"}  # of curl
+                "--retry",  # of curl
+                "--headless"}  # of locust
 
 
 class Block(NamedTuple):
@@ -113,7 +115,8 @@ def check_command(command):
         elif words[:3] == ["pip", "install", "-r"]:
             assert (ROOT / words[3].rstrip(";")).exists()
         else:
-            assert words[0] in ("pip", "curl", "printf", ".", "for", "done", "kill", "cp", "ls")
+            assert words[0] in ("pip", "curl", "printf", ".", "for", "done", "kill", "cp", "ls",
+                                "locust")
 
 
 def check_python(words):
@@ -257,7 +260,7 @@ rm server.pid
 exit $code
 """
 TOP = ["*.py", "*.sh", "*.txt", "Makefile", "ssr", "sample", "train_data", "test_data",
-       "benchmarks"]
+       "benchmarks", "examples"]
 
 
 @pytest.fixture
@@ -355,7 +358,11 @@ def script_of(block, port):
     lines = [f"serve env {line}" if "python serve.py" in line and not line.endswith("&") else line
              for line in lines]
     script = (PRELUDE if serves else "set -euo pipefail\n") + "\n".join(lines) + "\n"
-    return script.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("PORT", str(port))
+    return with_port(script, port).replace("PORT", str(port))
+
+
+def with_port(text, port):
+    return text.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
 
 
 def shape(text):
@@ -382,7 +389,7 @@ def test_commands_run(path, checkout):
         if block.language == "sh":
             command = ["bash", "-c", script_of(block, port)]
         else:
-            command = ["python", "-c", block.text]
+            command = ["python", "-c", with_port(block.text, port)]
         with open(checkout / "block.out", "w+") as file:  # no pipe: a server may hold it open
             done = subprocess.run(command, cwd=checkout, env=environment, stdin=subprocess.DEVNULL,
                                   stdout=file, stderr=subprocess.STDOUT, timeout=600)
