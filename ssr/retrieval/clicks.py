@@ -95,6 +95,7 @@ class ClickLog:
         """Raises StoreError."""
         self.path, self._writable = path, writable
         self._buffer = []  # values of rows that are not on the disk yet
+        self._version = None  # of the database, as of which all of it was read
         self._buffering, self._using = threading.Lock(), threading.Lock()
         self._db = self._thread = None
         self._done = threading.Event()
@@ -192,9 +193,30 @@ class ClickLog:
 
     # --- what is there
 
+    def has_changed(self):
+        """Whether another process may have written to it since `read` came to its end; much cheaper
+        than reading."""
+        return self._is_there() and self._data_version() != self._version
+
+    def _data_version(self):
+        with self._using, self._errors():
+            return self._db.execute("PRAGMA data_version").fetchone()[0]
+
+    def row(self, number=None):
+        """[number, session, item, time] of a row, the last one unless a number is given; None where
+        it is not there."""
+        if not self._is_there():
+            return None
+        which = "ORDER BY number DESC LIMIT 1" if number is None else "WHERE number = ?"
+        with self._using, self._errors():
+            row = self._db.execute(f"SELECT number, session, item, time FROM clicks {which}",
+                                   () if number is None else (number,)).fetchone()
+        return row and list(row)
+
     def read(self, after=0, since=-np.inf):
         """Yields lists of LoggedClick, of higher numbers than `after` and, where `since` is given,
         not older than that time."""
+        version = self._data_version() if self._is_there() else None
         while self._is_there():
             with self._using, self._errors():
                 rows = self._db.execute(
@@ -202,6 +224,7 @@ class ClickLog:
                     "WHERE number > ? AND time >= ? ORDER BY number LIMIT ?",
                     (after, since, ROWS_AT_A_TIME)).fetchall()
             if not rows:
+                self._version = version
                 return
             yield [LoggedClick(number, Click(session, item, when),
                                None if user is None else np.frombuffer(user, "<f4"), published)
@@ -233,8 +256,9 @@ class ClickLog:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('model', ?)", (model,))
 
     def prune(self, now, age):
-        """Removes clicks older than `age` seconds. A clock may be wrong for a while, so it takes
-        CLOCK_READINGS readings at least PRUNE_EVERY seconds apart that all call a click old."""
+        """Removes clicks older than `age` seconds, but for the last one: numbers are not given
+        twice. A clock may be wrong for a while, so it takes CLOCK_READINGS readings at least
+        PRUNE_EVERY seconds apart that all call a click old."""
         readings = json.loads(self._get("clock") or "[]")
         if readings and abs(now - readings[-1]) < PRUNE_EVERY:
             return
@@ -243,7 +267,8 @@ class ClickLog:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('clock', ?)",
                              (json.dumps(readings),))
             if len(readings) == CLOCK_READINGS:
-                self._db.execute("DELETE FROM clicks WHERE time < ?", (min(readings) - age,))
+                self._db.execute("DELETE FROM clicks WHERE time < ? AND number < "
+                                 "(SELECT max(number) FROM clicks)", (min(readings) - age,))
 
     def integrity_error(self):
         """What SQLite's own check says of the file, None where it is in order or not there."""
@@ -287,6 +312,20 @@ class Sessions:
         # At the end: the sessions are in the order of their newest clicks, but for late ones.
         self._sessions[session] = [*recent, key][-SESSION_CLICKS:], items, max(when, newest)
         return before
+
+    def to_text(self):
+        """All of it, a string."""
+        # A session at a time: the interpreter can turn to other threads in between.
+        return "\n".join(json.dumps([session, recent, list(items), newest])
+                         for session, (recent, items, newest) in self._sessions.items())
+
+    @classmethod
+    def from_text(cls, text):
+        """What to_text returned."""
+        sessions = cls()
+        for session, recent, items, newest in json.loads(f"[{text.replace(chr(10), ',')}]"):
+            sessions._sessions[session] = recent, dict.fromkeys(items), newest
+        return sessions
 
     def forget(self, before):
         """Forgets sessions whose newest click is older than a time."""

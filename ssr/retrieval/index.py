@@ -19,6 +19,8 @@ import numpy as np
 
 from ssr.errors import DataError, UserError
 from ssr.preparation.text import field_tokens
+from ssr.retrieval import live_snapshot
+from ssr.retrieval.clicks import ClickLog
 from ssr.retrieval.encoder import Bag
 from ssr.retrieval.filters import EVERYTHING
 from ssr.retrieval.live import Catalogue, LiveClicks
@@ -55,8 +57,10 @@ class Index:
         if live:
             catalogue = Catalogue(store.details["digest"], store.dim, self._register,
                                   self._encode_keys, store.items.vector)
-            self._live = LiveClicks(os.path.join(store.path, CLICKS_FILE), store.writable,
-                                    catalogue, live.candidate_age, clock)
+            self._live = LiveClicks(
+                ClickLog(os.path.join(store.path, CLICKS_FILE), store.writable), store.writable,
+                catalogue, live.candidate_age, clock,
+                os.path.join(store.directory, live_snapshot.FILE))
             self._removed_at = store.change
             self._live.set_withdrawn(store.items.removed())
         self._queries = Queries(store, self._live, self.scoring,

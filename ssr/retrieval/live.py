@@ -10,6 +10,12 @@ clicks in the order in which they came, so one that lies in the future as the cl
 when its neighbours did, and nothing is removed from the log that the clock has not called old for
 a day (ClickLog.prune). Where the clock is set, the Stream is made anew.
 
+Reading a day of clicks takes seconds. So the Stream is written to a file now and then and when it
+is closed (live_snapshot.py), and on opening only what came later is read from the log. A snapshot
+holds what the log says and nothing that depends on a clock that was set: none is written while
+clicks are placed elsewhere than where the log has them, or while a question about a later moment
+has made things old before their time; and none counts that was written at a later moment than now.
+
 It knows no model. Whoever opens it says how sessions become vectors.
 """
 
@@ -21,9 +27,10 @@ import threading
 import time
 from typing import Callable, NamedTuple
 
-from ssr.errors import DataError, StoreError
+from ssr.errors import DataError, SetupError, StoreError
 from ssr.news import Stream
-from ssr.retrieval.clicks import SESSION_AGE, Click, ClickLog, SessionBefore, Sessions
+from ssr.retrieval import live_snapshot
+from ssr.retrieval.clicks import SESSION_AGE, Click, SessionBefore, Sessions
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +39,8 @@ JUMP = 60.0  # seconds that it may lead time.monotonic, before it counts as set 
 TICK = 1e-6  # seconds
 TIDY_EVERY = 3600  # seconds
 RECOVER_EVERY = 10  # seconds, between attempts
+# How many clicks, and seconds, a snapshot may be behind: a thousand are read in about 0.1 s.
+SAVE_AFTER, SAVE_EVERY, SAVE_AT_CLOSING = 10_000, 60.0, 1000
 NOTHING = SessionBefore([], None)
 NEVER = float("-inf")
 
@@ -59,8 +68,9 @@ class LiveClicks:
     clicks_ahead: how many clicks were said to be of the future, since it was opened
     """
 
-    def __init__(self, path, writable, catalogue, age, clock=time.time):
-        """path: of the log; clock: seconds since 1970. Raises StoreError."""
+    def __init__(self, log, writable, catalogue, age, clock=time.time, snapshot=None):
+        """log: a ClickLog, which it closes; writable: whether it takes clicks in; clock: seconds
+        since 1970; snapshot: the path of that file, None for none. Raises StoreError."""
         self.age, self.clicks_ahead = age, 0
         self._catalogue, self._writable, self._clock = catalogue, writable, clock
         self._writing = threading.Lock()  # held by who takes clicks in
@@ -68,12 +78,18 @@ class LiveClicks:
         self._withdrawn = set()
         self._now = self._tidied = clock()
         self._looked, self._recover_after = time.monotonic(), 0.0
+        self._snapshot, self._saver, self._saved_at = snapshot, None, time.monotonic()
+        self._identity = live_snapshot.identity(catalogue.model, catalogue.dim, age)
         self._begin_anew()
-        self._log = ClickLog(path, writable)
+        self._log = log
         try:
             if writable:
                 self._prune()
-            self._catch_up(renew=writable and self._log.model() != catalogue.model)
+                if snapshot:
+                    live_snapshot.remove_unfinished(snapshot)
+            if snapshot:
+                self._resume()
+            self._catch_up()
         except BaseException:
             self._log.close()
             raise
@@ -83,13 +99,69 @@ class LiveClicks:
         self._sessions = Sessions()
         self._read_to = 0  # number in the log
         self._newest = NEVER  # the newest time in it that is not of the future
+        self._is_placed = False  # whether any of its clicks is elsewhere than where the log has it
+        self._unsaved = 0  # clicks that no snapshot has
+        self._renewed = {}  # vectors that the log should have, by the numbers of its rows
         self._stream.advance(self._now)
         for key in self._withdrawn:
             self._stream.withdraw(key)
 
     def close(self):
         """All clicks are on the disk when it returns. Raises StoreError."""
-        self._log.close()
+        try:
+            if self._saver:
+                self._saver.join()
+            if self._writable and self._unsaved >= SAVE_AT_CLOSING:
+                self._save()
+        finally:
+            self._log.close()
+
+    # --- the snapshot
+
+    def _resume(self):
+        """Takes over what the snapshot has, if it is of use."""
+        found = live_snapshot.read_snapshot(self._snapshot)
+        if found is None:
+            return
+        state, arrays = found
+        if state.get("identity") != self._identity or self._now < state["now"] - LEAD \
+                or self._log.model() != self._catalogue.model \
+                or self._log.row(state["last"][0]) != state["last"]:
+            return logger.info("%s is of another model, clock or log: the clicks are read from the "
+                               "log", self._snapshot)
+        self._stream = Stream.from_arrays(arrays, self._catalogue.vector)
+        self._sessions = Sessions.from_text(state["sessions"])
+        self._withdrawn = set(self._stream.withdrawn)
+        self._read_to, self._newest = state["last"][0], state["newest"]
+        self._now = max(self._now, state["now"])
+        self._stream.advance(self._now)
+
+    def _save_now_and_then(self):
+        is_due = time.monotonic() - self._saved_at > SAVE_EVERY
+        if self._snapshot and self._unsaved >= SAVE_AFTER and is_due:
+            self._saved_at = time.monotonic()
+            self._saver = threading.Thread(target=self._save, daemon=True)
+            self._saver.start()
+
+    def _save(self):
+        """Writes a snapshot; queries wait for the copy of the arrays, clicks for all of the state.
+        """
+        try:
+            with self._writing:
+                if not self._snapshot or self._is_placed or self._stream.clock > self._now + LEAD:
+                    return
+                self._log.flush()
+                last = self._log.row()
+                if last is None:
+                    return
+                with self._changing:
+                    state = {"identity": self._identity, "last": last, "now": self._now,
+                             "newest": self._newest}
+                    arrays = self._stream.to_arrays()
+                state["sessions"], self._unsaved = self._sessions.to_text(), 0
+            live_snapshot.write_snapshot(self._snapshot, state, arrays)
+        except (StoreError, SetupError) as error:  # the clicks themselves are in the log
+            logger.warning("%s; opening the index will take longer", error)
 
     def now(self):
         """The index's own clock. It never stands still, so that a query sees the clicks that came
@@ -136,6 +208,7 @@ class LiveClicks:
             self._log.check_room(len(stamped))
             users = self._apply(stamped)
             self._log.append(stamped, users)
+            self._note(stamped)
         self.clicks_ahead += sum(click.time is not None and click.time > now + LEAD
                                  for click in clicks)
         if abs(now - self._tidied) > TIDY_EVERY:
@@ -143,6 +216,12 @@ class LiveClicks:
             with self._writing:
                 self._sessions.forget(now - SESSION_AGE)
             self._prune()
+        self._save_now_and_then()
+
+    def _note(self, clicks):
+        """That clicks, or published items, are in the Stream."""
+        self._newest = max([self._newest, *(click.time for click in clicks)])
+        self._unsaved += len(clicks)
 
     def _stamped(self, click, now):
         """A click with the time that it counts from."""
@@ -182,7 +261,9 @@ class LiveClicks:
                 for key, vector in zip(items.values(), vectors):
                     self._withdrawn.discard(key)
                     self._stream.publish(key, now, vector)
-            self._log.append([Click(None, id, now) for id in items], [None] * len(items), True)
+            published = [Click(None, id, now) for id in items]
+            self._log.append(published, [None] * len(items), True)
+            self._note(published)
 
     def withdraw(self, keys):
         """Items are no candidates any more, however often they are clicked."""
@@ -204,7 +285,8 @@ class LiveClicks:
         """Sees the clicks that another process has taken in."""
         if not self._writable:
             self.now()
-            self._catch_up()
+            if self._log.has_changed():
+                self._catch_up()
 
     def backlog(self):
         """How many clicks are not on the disk yet."""
@@ -212,28 +294,31 @@ class LiveClicks:
 
     # --- from the log
 
-    def _catch_up(self, renew=False):
+    def _catch_up(self):
         with self._writing:
-            self._read_log(renew)
+            self._read_log()
 
-    def _read_log(self, renew=False):
-        """What the log has and the Stream does not. renew: the vectors are another model's"""
+    def _read_log(self):
+        """What the log has and the Stream does not. Where its vectors are another model's, all of
+        them are made anew and, by who writes, stored."""
         ours = self._log.model() == self._catalogue.model
-        since = NEVER if renew else self._now - self.age
-        renewed = {}
-        for rows in self._log.read(self._read_to, since):
+        if ours:
+            self._renewed = {}
+        for rows in self._log.read(self._read_to, self._now - self.age if ours else NEVER):
             self._read_to = rows[-1].number
             for published, group in itertools.groupby(rows, lambda row: row.published):
                 part = [row._replace(click=self._placed(row)) for row in group]
                 clicks = [row.click for row in part]
                 if published:
                     self._publish_again(clicks)
+                elif ours:
+                    self._apply(clicks, [self._checked(row.user) for row in part])
                 else:
-                    known = [self._checked(row.user) if ours else None for row in part]
-                    users = self._apply(clicks, None if renew else known)
-                    renewed.update(zip((row.number for row in part), users))
-        if renew:
-            self._log.set_users(renewed, self._catalogue.model)
+                    self._renewed.update(zip((row.number for row in part), self._apply(clicks)))
+            self._unsaved += len(rows)
+        if self._writable and not ours:
+            self._log.set_users(self._renewed, self._catalogue.model)
+            self._renewed = {}
 
     def _placed(self, row):
         """The click of a row. One that lies in the future came when those before it did."""
@@ -241,6 +326,7 @@ class LiveClicks:
         if click.time <= self._now + LEAD:
             self._newest = max(self._newest, click.time)
             return click
+        self._is_placed = True
         if self._newest == NEVER:  # those before it are too old to have been read
             self._newest = self._log.newest_before(row.number, self._now)
         return click._replace(time=self._now - TICK if self._newest == NEVER else self._newest)
@@ -253,7 +339,8 @@ class LiveClicks:
         with self._changing:
             for click in clicks:
                 if click.item in keys:
-                    self._stream.publish(keys[click.item], click.time)
+                    self._stream.publish(keys[click.item], click.time,
+                                         self._catalogue.vector(keys[click.item]))
                     if keys[click.item] in self._withdrawn:
                         self._stream.withdraw(keys[click.item])
 
