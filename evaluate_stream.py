@@ -31,6 +31,8 @@ import reader
 import utils
 from ssr.data_directory import (
     ITEM_TOKENS_FILE,
+    ITEM_VECTORS_FILE,
+    ITEMS_FILE,
     VOCAB_FILE,
     DataDirectory,
     add_data_dir,
@@ -45,6 +47,7 @@ from ssr.news.scoring import PARTS, Scoring, read_scoring, write_scoring
 from ssr.news.timeline import Timeline
 from ssr.retrieval.checkpoint import choose_checkpoint, model_digest
 from ssr.retrieval.encoder import IdEncoder
+from ssr.training.content import ContentFiles
 
 logger = logging.getLogger("evaluate_stream")
 
@@ -68,6 +71,8 @@ def make_parser():
     add("--item_tokens", default="item_tokens.txt", type=data_path, metavar="FILE", help="for a "
         "model with content: line i is the tokens of item i, of all of --vocab_path; that of its "
         "training where this is not given and not there")
+    add("--item_vectors", type=data_path, metavar="FILE", help="for a model with pretrained "
+        "vectors: those of all items of --vocab_path; those of its training when not given")
     add("--epoch", type=positive, help="of the model; the newest complete one when not given")
     add("--best", action="store_true", help="the epoch of the highest recall in validation")
     add("--scoring", metavar="FILE", help="the weights of the score; when not given "
@@ -110,7 +115,8 @@ def parse_args(argv=None):
 
 def take_paths(args):
     """Sets the paths that were not given to those in --data_dir. Raises DataError."""
-    names = {"vocab_path": VOCAB_FILE, "item_tokens": ITEM_TOKENS_FILE}
+    names = {"vocab_path": VOCAB_FILE, "item_tokens": ITEM_TOKENS_FILE,
+             "item_vectors": ITEM_VECTORS_FILE}
     if args.data_dir and not {"test_dir", "times", "warm_dir", "warm_times"} & {*args.given}:
         has_times = DataDirectory.open(args.data_dir).times
         part = "test" if not args.fit else "valid" if has_times("valid") else "train"
@@ -141,10 +147,11 @@ def load_timeline(args, vocab_size):
                                                               vocab_size))
 
 
-def item_tokens_path(args):
-    """None for that of training."""
+def content_files(args):
+    """ContentFiles, of which None stands for that of training."""
     is_given = "item_tokens" in args.given or os.path.exists(args.item_tokens)
-    return args.item_tokens if is_given else None
+    items = data_path(os.path.join(os.path.dirname(args.vocab_path), ITEMS_FILE))
+    return ContentFiles(args.item_tokens if is_given else None, args.item_vectors, items)
 
 
 def load_scoring(args, digest):
@@ -204,7 +211,7 @@ def evaluate(args):
     vocab_size = reader.get_vocab_size(args.vocab_path)
     timeline = load_timeline(args, vocab_size)
     checkpoint = choose_checkpoint(args.model_dir, args.epoch, args.best)
-    encoder = IdEncoder.load(checkpoint, item_tokens_path(args), vocab_size)
+    encoder = IdEncoder.load(checkpoint, content_files(args), vocab_size)
     digest = model_digest(checkpoint)
     print(f"{len(timeline)} clicks, {timeline.asked.sum()} queries")
     scoring = fit(args, timeline, encoder, digest) if args.fit else load_scoring(args, digest)

@@ -26,6 +26,7 @@ import reader
 import utils
 from ssr.data_directory import (
     ITEM_TOKENS_FILE,
+    ITEM_VECTORS_FILE,
     ITEMS_FILE,
     VOCAB_FILE,
     add_data_dir,
@@ -39,6 +40,7 @@ from ssr.files import check_writable, write_atomically, write_text
 from ssr.retrieval.checkpoint import best_epoch
 from ssr.retrieval.encoder import IdEncoder
 from ssr.training.checkpoints import Checkpoint
+from ssr.training.content import ContentFiles
 
 logger = logging.getLogger("infer")
 
@@ -70,6 +72,8 @@ def parse_args(argv=None):
         help="predict the last click of each line, or every click after the first")
     add("--item_tokens", type=data_path, metavar="FILE", help="for a model that was "
         "trained with it: line i holds the tokens of item i (default: the file of the training)")
+    add("--item_vectors", type=data_path, metavar="FILE", help="for a model that was trained with "
+        "it: the pretrained vectors of the items (default: the file of the training)")
     add("--candidates", choices=("all", "unknown"), default="all", help="rank all items that have "
         "a vector, or only those that were not clicked in training, for labels among them")
     add("--output", metavar="FILE",
@@ -90,7 +94,8 @@ def parse_args(argv=None):
         parser.error(f"{', '.join(without_use)}: not with --impressions, whose labels are what "
                      "was shown: leave one of them out")
     take_from_data_dir(args, train_dir="train_data", test_dir="test_data", vocab_path=VOCAB_FILE,
-                       items_path=ITEMS_FILE, item_tokens=ITEM_TOKENS_FILE)
+                       items_path=ITEMS_FILE, item_tokens=ITEM_TOKENS_FILE,
+                       item_vectors=ITEM_VECTORS_FILE)
     if "train_dir" in args.given and not args.baselines:
         parser.error("--train_dir is for --baselines: leave it out, or give both")
     if args.best and {"start_index", "last_index"} & {*args.given}:
@@ -156,7 +161,7 @@ def make_task(args, dataset, encoder):
     chosen = encoder.has_vector & ~encoder.clicked
     if not chosen.any():
         raise SetupError("--candidates unknown: no item without a training click has a "
-                         "vector; content gives one (train.py --item_tokens)")
+                         "vector; content gives one (train.py --item_tokens, --item_vectors)")
     return Task(dataset, args.positions, chosen, chosen)
 
 
@@ -175,6 +180,12 @@ def print_metrics(path, queries, ranks, encoder, topk, seconds):
     print(f"  queries/s:{len(ranks) / seconds:.0f}", flush=True)
 
 
+def load_encoder(args, epoch, meta):
+    """The IdEncoder of an epoch. Raises DataError, SetupError."""
+    files = ContentFiles(args.item_tokens, args.item_vectors, args.items_path)
+    return IdEncoder.load(Checkpoint(args.model_dir, epoch, meta), files)
+
+
 def infer_impressions(args):
     """Evaluates the epochs on --impressions. Returns 0."""
     utils.check_version()
@@ -184,7 +195,7 @@ def infer_impressions(args):
     shown = impressions.read_impressions(args.impressions, vocab_size)
     for epoch, meta in epochs:
         begin = time.time()
-        encoder = IdEncoder.load(Checkpoint(args.model_dir, epoch, meta), args.item_tokens)
+        encoder = load_encoder(args, epoch, meta)
         scores = impressions.score(encoder, shown, args.batch_size)
         means, left_out = impressions.measure(scores.values, shown.labels, shown.offsets)
         print(f"model:{args.model_dir}/epoch_{epoch}",
@@ -227,7 +238,7 @@ def infer(args, file=None):
     rows = []
     for epoch, meta in epochs:
         begin = time.time()
-        encoder = IdEncoder.load(Checkpoint(args.model_dir, epoch, meta), args.item_tokens)
+        encoder = load_encoder(args, epoch, meta)
         task = make_task(args, dataset, encoder)
         queries = task.queries(encoder.has_vector)
         answers = ModelRecommender(f"epoch {epoch}", encoder, args.batch_size).answer(

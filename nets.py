@@ -76,6 +76,34 @@ class GrnnEncoder(nn.Layer):
         return pooled if every_prefix else ragged.last_rows(pooled, lengths)
 
 
+class VectorProjection(nn.Layer):
+    """What pretrained vectors of items add to their embeddings: a linear map of the vectors, each
+    number of which has first been standardised as it was among the items of training.
+
+    dim: numbers of a vector; columns: of the embeddings
+    """
+
+    def __init__(self, dim, columns):
+        super().__init__()
+        self.linear = nn.Linear(dim, columns, _xavier("vector.w"), bias_attr=False)
+        self.register_buffer("mean", paddle.zeros([dim]))
+        self.register_buffer("scale", paddle.ones([dim]))
+
+    def standardise_by(self, mean, std):
+        """mean, std: numpy <float32>[dim], of the vectors of the items of training"""
+        # By the root of dim as well: a standardised vector is of about length 1.
+        scale = 1 / (np.where(std > 0, std, 1) * np.sqrt(len(std)))
+        self.mean.set_value(paddle.to_tensor(mean.astype(np.float32)))
+        self.scale.set_value(paddle.to_tensor(scale.astype(np.float32)))
+
+    def forward(self, vectors):
+        """vectors: <float32>[.., dim], zeros for an item that has none
+        returns <float32>[.., columns], zeros for these"""
+        is_there = paddle.max(paddle.abs(vectors), axis=-1, keepdim=True) > 0
+        standardised = (vectors - self.mean) * self.scale
+        return self.linear(standardised * paddle.cast(is_there, "float32"))
+
+
 # --- towers ---------------------------------------------------------------------------------------
 
 # How many of the last clicks a pooling adds the embeddings of, beside the mean of all.
@@ -148,14 +176,17 @@ class SequenceSemanticRetrieval(nn.Layer):
     members: an ensemble of so many models, each with a table and towers of its own. Their vectors,
         side by side, are one vector; its cosine is the mean of theirs.
     num_tokens: tokens T of the items' content, 0 for none; token t is the row V + t of the table
+    item_vector_dim: numbers of the items' pretrained vectors, 0 where they have none
     """
 
     def __init__(self, vocab_size, embedding_dim=128, hidden_size=128, user_encoder="gru",
-                 pooling="max", item_encoder="fc", dropout=0.0, members=1, num_tokens=0):
+                 pooling="max", item_encoder="fc", dropout=0.0, members=1, num_tokens=0,
+                 item_vector_dim=0):
         super().__init__()
         check_architecture(embedding_dim, hidden_size, user_encoder, pooling, item_encoder)
         self.vocab_size = vocab_size
         self.num_tokens = num_tokens
+        self.item_vector_dim = item_vector_dim
         # Parameters keep their names in every model of a process: Paddle files the optimizer's
         # state under them.
         with paddle.utils.unique_name.guard():
@@ -167,6 +198,8 @@ class SequenceSemanticRetrieval(nn.Layer):
             self.members = nn.LayerList([
                 Towers(embedding_dim, hidden_size, user_encoder, pooling, item_encoder, dropout,
                        f".{number}" if number else "") for number in range(members)])
+            if item_vector_dim:
+                self.item_projection = VectorProjection(item_vector_dim, members * embedding_dim)
         # An item that was never clicked in training has no vector worth ranking. Saved with the
         # parameters, so that evaluation and retrieval know which ones those are.
         if paddle.in_dynamic_mode():  # a static graph has parameters only
@@ -203,7 +236,8 @@ class SequenceSemanticRetrieval(nn.Layer):
         return self.encode_item(self.embed(rows, bags))
 
     def embed(self, rows, bags=None):
-        """What both towers begin with: the embedding of each item, the sum of its tokens'.
+        """What both towers begin with: the embedding of each item, the sum of its tokens' and of
+        what its pretrained vector is projected to.
 
         rows: numpy <int64>[rows] of the table
         bags: which of the rows make up an item (ssr.training.content.Bags); None where an item is
@@ -217,6 +251,8 @@ class SequenceSemanticRetrieval(nn.Layer):
         if bags is None:
             return emb
         emb = ragged.sums_of_bags(emb, bags.members, bags.lengths)
+        if bags.vectors is not None:
+            emb = emb + self.item_projection(paddle.to_tensor(bags.vectors))
         return paddle.gather(emb, paddle.to_tensor(bags.place))
 
     def encode_user(self, emb, lengths, every_prefix=False):

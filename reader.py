@@ -163,8 +163,9 @@ class YoochooseDataset:
             batch = self._batch(chosen, targets, max_len, negatives, random)
             dropped = content and content.draw_dropped(random, batch.ids())
             if world_size > 1:
-                rows = with_bags(batch, content, dropped).rows()
-                batch = _part(batch, negatives, rank, world_size)._replace(touched=np.unique(rows))
+                touched = (np.unique(batch.ids()) if content is None
+                           else content.rows_needed(batch.ids(), dropped))
+                batch = _part(batch, negatives, rank, world_size)._replace(touched=touched)
             yield with_bags(batch, content, dropped)
 
     def _batch(self, chosen, targets, max_len, negatives, random):

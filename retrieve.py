@@ -18,6 +18,7 @@ from ssr.commands import Parser, data_path, number, run, setup_logging
 from ssr.data_directory import (
     CUTTING_FILE,
     ITEM_TOKENS_FILE,
+    ITEM_VECTORS_FILE,
     ITEMS_FILE,
     TOKENS_FILE,
     add_data_dir,
@@ -46,8 +47,8 @@ def build(args):
     from ssr.retrieval.checkpoint import choose_checkpoint
 
     take_from_data_dir(args, items_path=ITEMS_FILE, item_tokens=ITEM_TOKENS_FILE,
-                       tokens_path=TOKENS_FILE)
-    files = ItemFiles(args.items_path, args.item_tokens, args.tokens_path)
+                       tokens_path=TOKENS_FILE, item_vectors=ITEM_VECTORS_FILE)
+    files = ItemFiles(args.items_path, args.item_tokens, args.tokens_path, args.item_vectors)
     build_index(args.index_dir, choose_checkpoint(args.model_dir, args.epoch, args.best), files,
                 args.overwrite, search_settings(args))
     if args.live and read_live(args.index_dir) is None:
@@ -92,6 +93,13 @@ def add(args):
     from ssr.retrieval import Index
 
     items = [Item(id, *item) for id, item in text.read_items(args.items_path).items()]
+    if args.item_vectors:
+        from ssr.training.item_vectors import load_item_vectors
+
+        vectors = load_item_vectors(args.item_vectors, len(items), lambda: [
+            item.id for item in items])
+        items = [items[place]._replace(vector=vector) for places, chunk in vectors.chunks()
+                 for place, vector in zip(places, chunk)]
     with Index.open(args.index_dir, writable=True) as index:
         added = index.add(items)
     print(f"added:{added.new} replaced:{added.replaced} "
@@ -224,9 +232,13 @@ def make_parser():
                       "live index also what ranks them, live (clicks) or nearest (the vectors)"))
     add_similar(command("similar", similar, "the items that are most like one: rank, score, id, "
                         "text"))
-    command("add", add, "add items, or replace those of the same id").add_argument(
+    added = command("add", add, "add items, or replace those of the same id")
+    added.add_argument(
         "items_path", nargs="?", default="-", metavar="FILE", help="an item a line: id, tab, text, "
         "then maybe tabs and fields like section:sports; - is standard input")
+    added.add_argument("--item_vectors", type=data_path, metavar="VECTORS", help="the pretrained "
+                       "vectors of these items, for a model that was trained with such: a .npy "
+                       "whose row i is that of line i, or Parquet with the columns id and vector")
     removed = command("remove", remove, "remove items from the candidates")
     removed.add_argument("ids", nargs="*", default=[], metavar="ID", help="raw ids of the items")
     removed.add_argument("--items_path", default="-", metavar="FILE",
@@ -258,6 +270,9 @@ def add_build(parser):
              help="line i: raw id of item i, then maybe a tab and its text")
     add_flag("--item_tokens", type=data_path, default=ITEM_TOKENS_FILE, metavar="FILE",
              help="line i: token ids of item i, for a model with content")
+    add_flag("--item_vectors", type=data_path, metavar="FILE",
+             help="row i: the vector of item i, for a model with pretrained vectors; those of its "
+             "training when not given")
     add_flag("--tokens_path", type=data_path, default=TOKENS_FILE, metavar="FILE",
              help=f"line i: token i, for a model with content; {CUTTING_FILE} lies beside it")
     add_flag("--overwrite", action="store_true", help="replace an index that is there; its clicks "

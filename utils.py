@@ -118,6 +118,7 @@ _TEXT = (str, lambda value: True)
 _MODEL = {"vocab_size": _POSITIVE, "embedding_dim": _POSITIVE, "hidden_size": _POSITIVE,
           "members": _POSITIVE, "num_tokens": (int, lambda value: value >= 0),
           "dropout": _NOT_NEGATIVE, "user_encoder": _TEXT, "pooling": _TEXT, "item_encoder": _TEXT}
+_OPTIONAL = {"item_vector_dim": _POSITIVE}  # where there are such vectors
 
 
 def load_meta(model_dir, epoch):
@@ -146,10 +147,10 @@ def _check_meta(meta):
     for name in ("model", "run", "bytes"):
         if not isinstance(meta[name], dict):
             raise ValueError(f"{name} is {meta[name]!r:.40}")
-    if set(meta["model"]) != set(_MODEL):
+    if set(meta["model"]) - set(_OPTIONAL) != set(_MODEL):
         raise ValueError(f"the sizes of a model are {', '.join(_MODEL)}")
-    for name, (kind, is_right) in _MODEL.items():
-        value = meta["model"][name]
+    for name, value in meta["model"].items():
+        kind, is_right = {**_MODEL, **_OPTIONAL}[name]
         if not isinstance(value, kind) or isinstance(value, bool) or not is_right(value):
             raise ValueError(f"{name} is {value!r:.40}")
     if not set(meta["bytes"]) <= {".pdparams", ".pdopt"} or ".pdparams" not in meta["bytes"]:

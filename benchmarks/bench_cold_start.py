@@ -85,7 +85,7 @@ def main(argv=None):
     args = parser.parse(argv)
     vocab_size = reader.get_vocab_size(args.vocab_path)
     data, times = reader.load_timed_sessions(args.test_dir, args.times, vocab_size)
-    encoder = IdEncoder.load(choose_checkpoint(args.model_dir, None), None, vocab_size)
+    encoder = IdEncoder.load(choose_checkpoint(args.model_dir, None), vocab_size=vocab_size)
     queries = np.array([query for hour in range(args.starts)
                         for query in replay_from(data, times, encoder,
                                                  int(times.min()) + hour * 3600)])

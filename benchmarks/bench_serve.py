@@ -241,7 +241,7 @@ def print_parts(path, sessions):
         index.warm_up()
         encoder, store = index._encoder, index.store
         known = [store.items.find(sorted(set(session))) for session in sessions[:200]]
-        clicks = [[Bag(items[id].bag) for id in session]
+        clicks = [[items[id].bag for id in session]
                   for session, items in zip(sessions, known)]
         users = [np.stack(encoder.encode_sessions([session])) for session in clicks]
         keys = [store.search(user, K)[1][0].tolist() for user in users]
@@ -287,7 +287,7 @@ def unit(vectors):
 def measure_search(work, count):
     begin = time.time()
     vectors, queries = make_vectors(count, 2200)
-    bag = np.zeros(1, np.int32)
+    bag = Bag(np.zeros(1, np.int32))
     rows = (Row(f"n{i}", f"text {i}", bag, vector) for i, vector in enumerate(vectors))
     path = os.path.join(work, "index")
     with new_build(path) as directory:

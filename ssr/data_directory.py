@@ -23,6 +23,7 @@ SESSIONS_FILE = "sessions.txt"
 IMPRESSIONS_FILE = "impressions.txt"
 VOCAB_FILE, ITEMS_FILE = "vocab.txt", "items.txt"
 ITEM_TOKENS_FILE, TOKENS_FILE, CUTTING_FILE = "item_tokens.txt", "tokens.txt", "tokens.json"
+ITEM_VECTORS_FILE = "item_vectors.npy"
 TOKEN_FILES = (ITEM_TOKENS_FILE, TOKENS_FILE, CUTTING_FILE)
 DESCRIPTION_FILE = "data.json"
 
@@ -203,6 +204,11 @@ class DataDirectory:
     def item_tokens(self):
         """The file of token ids, line i those of item i."""
         return self.find(ITEM_TOKENS_FILE)
+
+    @property
+    def item_vectors(self):
+        """The file of pretrained vectors, row i that of item i, which whoever has such adds."""
+        return self.find(ITEM_VECTORS_FILE)
 
     @property
     def tokens(self):

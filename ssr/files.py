@@ -95,9 +95,15 @@ def items_digest(path):
     if not os.path.exists(path):
         return None
     digest = hashlib.sha256()
-    for _, line in numbered_lines(path, "line i begins with the raw id of item i"):
-        digest.update(line.split("\t", 1)[0].encode() + b"\n")
+    for id in read_raw_ids(path):
+        digest.update(id.encode() + b"\n")
     return digest.hexdigest()
+
+
+def read_raw_ids(path):
+    """Yields the raw ids of a file of items. Raises DataError."""
+    for _, line in numbered_lines(path, "line i begins with the raw id of item i"):
+        yield line.split("\t", 1)[0]
 
 
 def files_of(paths, suffix=""):

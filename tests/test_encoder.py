@@ -26,15 +26,20 @@ from ssr.retrieval.building import ItemFiles, build_index
 from ssr.retrieval.checkpoint import choose_checkpoint, load_model, model_digest
 from ssr.retrieval.encoder import Bag, Embedding, Encoder, FrozenUsers, IdEncoder
 from ssr.runtime import paddle
+from ssr.training.content import ContentFiles
 
 SMALL = ["--epochs", "1", "--embedding_dim", "8", "--hidden_size", "8", "--batch_size", "20"]
 STRONG = ["--recipe", "strong", "--num_negatives", "20", "--max_len", "3"]
 CONTENT = ["--item_tokens", "item_tokens.txt"]
+VECTORS = ["--item_vectors", "item_vectors.npy"]
+DIM = 5  # of the pretrained vectors, of which every seventh item has none
 KINDS = {
     "ids, fc": [],
     "ids, tied, members": [*STRONG, "--members", "2"],
     "content, fc": [*CONTENT, "--max_len", "3"],
-    "content, tied, members": [*STRONG, *CONTENT, "--members", "2"]}
+    "content, tied, members": [*STRONG, *CONTENT, "--members", "2"],
+    "vectors, tied": [*STRONG, *VECTORS],
+    "content and vectors, fc, members": [*CONTENT, *VECTORS, "--members", "2"]}
 NEW = 60  # an item that training never saw and that has no content
 
 
@@ -43,10 +48,15 @@ class Trained:
     without a click in training.
 
     checkpoint: Checkpoint; encoder: IdEncoder of 61 items, those of the sample and a new one
-    index: path; names: raw ids of the items
+    index: path; names: raw ids of the items; pretrained: <float32>[61, DIM]
     """
 
     def __init__(self, kind):
+        vectors = np.random.default_rng(0).normal(1, 2, (61, DIM)).astype("f4")
+        vectors[::7] = vectors[NEW] = 0
+        np.save("item_vectors.npy", vectors[:NEW])
+        np.save("grown_vectors.npy", vectors)
+        self.pretrained = vectors
         assert train.main([*SMALL, *KINDS[kind]]) == 0
         meta = utils.load_meta("model_output", 1)
         model = load_model(choose_checkpoint("model_output"))
@@ -57,7 +67,8 @@ class Trained:
         self.checkpoint = choose_checkpoint("model_output")
         with open("item_tokens.txt") as f, open("grown_tokens.txt", "w") as grown:
             grown.write(f.read() + "\n")
-        self.encoder = IdEncoder.load(self.checkpoint, "grown_tokens.txt", vocab_size=61)
+        self.encoder = IdEncoder.load(
+            self.checkpoint, ContentFiles("grown_tokens.txt", "grown_vectors.npy"), vocab_size=61)
         self.index = os.path.abspath("index")
         build_index(self.index, self.checkpoint,
                     ItemFiles("items.txt", "item_tokens.txt", "tokens.txt"))
@@ -160,15 +171,22 @@ def test_exported_towers_have_the_models_vectors(trained):
     with Index.open(trained.index) as index:
         known = index.store.items.find(trained.names)
     bags = [known[name].bag for name in trained.names[:60]]
-    sessions = [[item for item in session if len(bags[item])] for session in trained.sessions()]
+    sessions = [[item for item in session if bags[item]] for session in trained.sessions()]
     sessions = [session for session in sessions if session]
     export.save_towers(Encoder.load(trained.checkpoint), "exported")
-    tokens = max(map(len, bags))
-    rows = export.pad_sessions([[bags[item] for item in session] for session in sessions], tokens)
-    assert_same(list(export.load_tower("exported", "user")(rows)),
+    tokens = max(len(bag.rows) for bag in bags)
+    clicks = [export.pad_sessions([[bags[item].rows for item in session] for session in sessions],
+                                  tokens)]
+    candidates = np.flatnonzero([bool(bag) for bag in bags])
+    full = [bags[item] for item in candidates]
+    items = [export.pad([bag.rows for bag in full], tokens)]
+    if encoder.model.item_vector_dim:
+        clicks.append(export.pad([trained.pretrained[session] for session in sessions],
+                                 max(map(len, sessions)), 0))
+        items.append(trained.pretrained[candidates])
+    assert_same(list(export.load_tower("exported", "user")(*clicks)),
                 [trained.vector(session) for session in sessions])
-    full = [bag for bag in bags if len(bag)]
-    items = export.load_tower("exported", "item")(export.pad(full, tokens))
+    items = export.load_tower("exported", "item")(*items)
     np.testing.assert_allclose(items, encoder.vectors[encoder.has_vector], atol=1e-6)
     assert_same(list(items), Encoder(encoder.model).encode_items(full))
 

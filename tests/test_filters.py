@@ -12,6 +12,7 @@ import train
 from ssr.errors import DataError
 from ssr.news import Scoring
 from ssr.retrieval import Click, Filter, Index, Item, builds, store, vectors
+from ssr.retrieval.bag import NOTHING
 from ssr.retrieval.filters import EVERYTHING, check_filter
 from ssr.retrieval.vectors import SearchSettings, recall
 
@@ -195,7 +196,7 @@ def test_an_approximate_search_among_few_is_as_good_as_among_all(tmp_path, share
         points = centres[random.integers(0, 60, count)] + 0.4 * random.normal(size=(count, 8))
         return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
 
-    rows = [store.Row(f"n{i}", "", np.zeros(1), vector) for i, vector in enumerate(near(4000))]
+    rows = [store.Row(f"n{i}", "", NOTHING, vector) for i, vector in enumerate(near(4000))]
     with builds.new_build(str(tmp_path)) as directory:
         store.create(directory, 8, rows, {}, near(100), SearchSettings(0))
     among = np.concatenate([[False], random.random(4000) < share])

@@ -18,6 +18,7 @@ import train
 from ssr.errors import DataError, StoreError, UserError
 from ssr.news.stream import Scoring
 from ssr.retrieval import MAX_TEXT, Click, Index, Item, builds, items, store
+from ssr.retrieval.bag import NOTHING
 from ssr.retrieval.vectors import SearchSettings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -343,7 +344,7 @@ def test_a_store_of_one_kind_of_search_or_the_other(tmp_path):
     random = np.random.default_rng(1)
     vectors = random.normal(size=(500, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    rows = [store.Row(f"n{number}", "", np.zeros(1, np.int32), vector)
+    rows = [store.Row(f"n{number}", "", NOTHING, vector)
             for number, vector in enumerate(vectors)]
     path = str(tmp_path / "index")
     with builds.new_build(path) as directory:

@@ -26,10 +26,11 @@ from ssr.errors import DataError, StoreError
 from ssr.evaluation import ranking
 from ssr.preparation import text
 from ssr.retrieval import Index, Item, building, builds, store
+from ssr.retrieval.bag import NOTHING, Bag
 from ssr.retrieval.checkpoint import choose_checkpoint, load_model
 from ssr.retrieval.encoder import Encoder, IdEncoder
 from ssr.retrieval.vectors import Flat, SearchSettings, recall
-from ssr.training.content import Bags, ItemTokens
+from ssr.training.content import Bags, ItemContent, ItemTokens
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -193,8 +194,8 @@ def with_content(tmp_path):
     vocabulary = text.TokenVocabulary(["red", "green", "color:red"], text.Tokenizer("bigrams"))
     encoder = Encoder(model)
     tokens = ItemTokens(np.array([0, 1, 0, 1], np.int32), np.array([0, 1, 2, 2, 4]), 3)
-    bags = building.make_bags(np.array([True, True, True, False]), tokens)
-    assert [bag.tolist() for bag in bags] == [[0, 4], [1, 5], [2], [4, 5]]
+    bags = encoder.bags(ItemContent(np.array([True, True, True, False]), tokens))
+    assert [bag.rows.tolist() for bag in bags] == [[0, 4], [1, 5], [2], [4, 5]]
     rows = [store.Row(f"n{i}", f"text {i}", bag, vector)
             for i, (bag, vector) in enumerate(zip(bags, encoder.encode_items(bags)))]
     path = str(tmp_path / "content")
@@ -217,7 +218,7 @@ def test_fresh_items_get_their_vector_from_their_content(with_content):
     assert index.query(["fresh", "empty"], 1).skipped == 1
     # A trained item keeps its own row when its content changes.
     index.add([Item("n1", "red")])
-    assert index.store.items.find(["n1"])["n1"].bag.tolist() == [1, 4]
+    assert index.store.items.find(["n1"])["n1"].bag.rows.tolist() == [1, 4]
     # One whose new content says nothing is no candidate any more.
     assert index.add([Item("n3", "?")]) == (0, 0, ["n3"])
     assert "n3" not in ids_of(index.query(["n2"], 10).hits)
@@ -469,7 +470,7 @@ def vector_of(seed):
 
 
 def row_of(id, seed):
-    return store.Row(id, f"text {seed}", np.array([seed], np.int32), vector_of(seed))
+    return store.Row(id, f"text {seed}", Bag(np.array([seed], np.int32)), vector_of(seed))
 
 
 def make_store(path, ids, **flags):
@@ -559,7 +560,7 @@ def test_ivf_against_exact(tmp_path, capsys):
         points = centres[random.integers(0, 20, count)] + 0.3 * random.normal(size=(count, DIM))
         return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
 
-    rows = [store.Row(f"n{i}", "", np.zeros(1), vector) for i, vector in enumerate(near(2000))]
+    rows = [store.Row(f"n{i}", "", NOTHING, vector) for i, vector in enumerate(near(2000))]
     found = {}
     for kind, above in (("flat", 2000), ("ivf", 1999)):
         with builds.new_build(str(tmp_path / kind)) as directory:
@@ -612,6 +613,7 @@ CHANGER = """
 import json, random, sys
 import numpy as np
 from ssr.retrieval import store
+from ssr.retrieval.bag import NOTHING
 path, seed = sys.argv[1], int(sys.argv[2])
 store.SAVE_AFTER = 15  # the faiss file is written often: killing hits that too
 random.seed(seed)
@@ -624,7 +626,7 @@ for number in range(10 ** 6):
     if change[ids[0]] is None:
         index.remove(ids)
     else:
-        index.put([store.Row(id, version, np.zeros(1), np.random.rand(4)) for id in ids])
+        index.put([store.Row(id, version, NOTHING, np.random.rand(4)) for id in ids])
     print("acknowledged", flush=True)
 """
 

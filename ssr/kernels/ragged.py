@@ -75,12 +75,24 @@ def sums_of_bags(x, members, lengths):
     lengths: numpy <int64>[bags] -> <float32>[bags, dim]
     """
     if not x.place.is_cpu_place():
-        return sums(paddle.gather(x, paddle.to_tensor(members)), lengths)
+        return sums_of_gathered(x, members, lengths)
     from scipy.sparse import csr_matrix  # here: only content needs it
 
     ends = np.concatenate([[0], np.cumsum(lengths)])
     return SumOfRows.apply(x, csr_matrix((np.ones(len(members), np.float32), members, ends),
                                          shape=(len(lengths), len(x))))
+
+
+def sums_of_gathered(x, members, lengths):
+    """As sums_of_bags, on a GPU."""
+    full = np.flatnonzero(lengths)
+    if not len(full):
+        return paddle.zeros([len(lengths), x.shape[1]])
+    total = sums(paddle.gather(x, paddle.to_tensor(members)), lengths[full])
+    if len(full) == len(lengths):
+        return total
+    return paddle.scatter_nd_add(paddle.zeros([len(lengths), x.shape[1]]),
+                                 paddle.to_tensor(full[:, None]), total)
 
 
 class SumOfRows(paddle.autograd.PyLayer):

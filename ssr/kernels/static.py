@@ -2,6 +2,7 @@
 server and for export. The same functions of the same parameters as the model's own (nets.py).
 
 A row of the table is a token or an item's id. Sequences and bags are filled up behind their ends.
+A model with pretrained vectors of items takes these beside the rows.
 """
 
 from __future__ import annotations
@@ -24,31 +25,44 @@ def pair_cosines(model, clicks, lengths, positive, negative):
                  for items in (positive, negative))
 
 
-def user_vectors(model, rows):
+def user_vectors(model, rows, pretrained=None):
     """The vectors of sessions.
 
     rows: <int64>[batch, time, tokens], the rows of the table that make up each click; -1 behind
         the last row of a click and behind the last click. Each session has a click.
+    pretrained: <float32>[batch, time, item_vector_dim], those of the items clicked; zeros where
+        there is none and behind the last click. None for a model without them
     returns <float32>[batch, members * hidden] of length 1
     """
-    lengths = paddle.sum(paddle.cast(paddle.max(rows, axis=2) >= 0, "int64"), axis=1)
+    lengths = session_lengths(rows, pretrained)
     return model.join([_user(towers, emb, lengths)
-                       for towers, emb in model.split(_sums_of_bags(model, rows))])
+                       for towers, emb in model.split(_sums_of_bags(model, rows, pretrained))])
 
 
-def item_vectors(model, rows):
+def session_lengths(rows, pretrained=None):
+    """The clicks of each session, <int64>[batch]. rows, pretrained: as of user_vectors"""
+    is_click = paddle.max(rows, axis=2) >= 0
+    if pretrained is not None:
+        is_click = paddle.logical_or(is_click, paddle.max(paddle.abs(pretrained), axis=2) > 0)
+    return paddle.sum(paddle.cast(is_click, "int64"), axis=1)
+
+
+def item_vectors(model, rows, pretrained=None):
     """The vectors of items.
 
-    rows: <int64>[items, tokens], filled up as in user_vectors
+    rows: <int64>[items, tokens]; pretrained: <float32>[items, item_vector_dim]; filled up as in
+        user_vectors
     returns <float32>[items, members * hidden] of length 1
     """
-    return model.encode_item(_sums_of_bags(model, rows))
+    return model.encode_item(_sums_of_bags(model, rows, pretrained))
 
 
-def _sums_of_bags(model, rows):
-    """<int64>[.., tokens] -> <float32>[.., members * dim]"""
+def _sums_of_bags(model, rows, pretrained):
+    """<int64>[.., tokens] and maybe <float32>[.., item_vector_dim]
+    -> <float32>[.., members * dim]"""
     is_row = paddle.cast(rows >= 0, "float32").unsqueeze(-1)
-    return paddle.sum(model.embedding(paddle.clip(rows, min=0)) * is_row, axis=-2)
+    emb = paddle.sum(model.embedding(paddle.clip(rows, min=0)) * is_row, axis=-2)
+    return emb if pretrained is None else emb + model.item_projection(pretrained)
 
 
 def _user(towers, emb, lengths):

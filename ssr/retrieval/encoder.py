@@ -25,19 +25,14 @@ from typing import NamedTuple, Union
 import numpy as np
 
 from nets import GrnnEncoder
-from ssr.errors import SetupError
+from ssr.errors import DataError, SetupError
 from ssr.kernels.gru import packed_gru
+from ssr.retrieval.bag import Bag
 from ssr.retrieval.checkpoint import load_model, max_len_of
-from ssr.training.content import Bags, ItemContent, item_tokens_path, load_item_tokens
+from ssr.runtime import paddle
+from ssr.training.content import NO_FILES, Bags, load_content
 
 ITEMS_AT_A_TIME = 1 << 14  # items are encoded in groups of this size
-
-
-class Bag(NamedTuple):
-    """A click on an item that the model knows. rows: <int32>[n], n at least 1, the rows of the
-    table that its embedding is the sum of"""
-
-    rows: np.ndarray
 
 
 class Embedding(NamedTuple):
@@ -46,7 +41,8 @@ class Embedding(NamedTuple):
     vector: np.ndarray
 
 
-Clicked = Union[Bag, Embedding]  # what was clicked, as the encoder takes it
+# What was clicked, as the encoder takes it; a Bag that holds something.
+Clicked = Union[Bag, Embedding]
 
 
 class Encoder:
@@ -113,7 +109,7 @@ class Encoder:
         return FrozenUsers(self.model)
 
     def _embed_clicks(self, clicks):
-        bags = [click.rows for click in clicks if isinstance(click, Bag)]
+        bags = [click for click in clicks if isinstance(click, Bag)]
         if not bags:
             return np.stack([click.vector for click in clicks])
         emb = self._embed_few(bags)
@@ -125,8 +121,15 @@ class Encoder:
 
     def _embed_few(self, bags):
         """As _embed_bags, in numpy: quicker for the clicks of a session."""
-        lengths = np.array([len(bag) for bag in bags])
-        return np.add.reduceat(self._rows[np.concatenate(bags)], np.cumsum(lengths) - lengths)
+        with_rows = [bag.rows for bag in bags if len(bag.rows)]
+        lengths = np.array([len(rows) for rows in with_rows])
+        emb = with_rows and np.add.reduceat(self._rows[np.concatenate(with_rows)],
+                                            np.cumsum(lengths) - lengths)
+        if not self.model.item_vector_dim:
+            return emb
+        sums = iter(emb)
+        return np.stack([_sum(next(sums) if len(bag.rows) else None, bag.projected)
+                         for bag in bags])
 
     @cached_property
     def _rows(self):
@@ -138,10 +141,10 @@ class Encoder:
     # --- items
 
     def encode_items(self, bags):
-        """The vectors of items, of length 1: a list of numpy <float32>[dim], None for an item of no
-        rows. bags: list of <int32>[n], the rows of the table that make up each item"""
+        """The vectors of items, of length 1: a list of numpy <float32>[dim], None for an item that
+        is made of nothing. bags: list of Bag"""
         vectors = [None] * len(bags)
-        full = [place for place, bag in enumerate(bags) if len(bag)]
+        full = [place for place, bag in enumerate(bags) if bag]
         for places in _chunks(full):
             emb = self._embed_bags([bags[place] for place in places])
             for place, vector in zip(places, self.model.encode_item(emb).numpy()):
@@ -149,8 +152,8 @@ class Encoder:
         return vectors
 
     def mean_length(self, bags):
-        """The mean length of the embeddings of items: a float, 1.0 for no item. bags: list of
-        <int32>[n], none of them empty"""
+        """The mean length of the embeddings of items: a float, 1.0 for no item. bags: list of Bag,
+        none of them of nothing"""
         return _mean_length(self._embed_bags(chunk) for chunk in _chunks(bags))
 
     def with_stand_ins(self, bags):
@@ -158,26 +161,70 @@ class Encoder:
         were clicked in training, as of mean_length"""
         return Encoder(self.model, self.max_len, self.mean_length(bags))
 
-    def bag(self, rows, tokens=None):
-        """The rows of the table that make up an item whose content has changed: its own row, if it
-        has one, and those of its tokens. <int32>[n]
+    def bag(self, before, tokens=None, projected=None):
+        """The Bag of an item whose content has changed: its own row, if it has one, and all that is
+        made of its content.
 
-        rows: <int32>[n], what it was made of before
-        tokens: <int64>[n], its token ids; None for a model without content
+        before: Bag, what it was made of until now
+        tokens: <int64>[n], its token ids; None for a model without tokens
+        projected: as of Bag
         """
-        own = rows[rows < self.model.vocab_size]
+        own = before.rows[before.rows < self.model.vocab_size]
         if tokens is None:
-            return own
-        return np.concatenate([own, self.model.vocab_size + tokens]).astype(np.int32)
+            return Bag(own, projected)
+        rows = np.concatenate([own, self.model.vocab_size + tokens]).astype(np.int32)
+        return Bag(rows, projected)
+
+    def bags(self, content):
+        """The Bag of each item of an ItemContent: a list."""
+        rows = np.split(content.rows, content.offsets[1:-1])
+        if content.vectors is None:
+            return list(map(Bag, rows))
+        projected = [of_item for _, vectors in content.vectors.chunks()
+                     for of_item in self.project(vectors)]
+        return list(map(Bag, rows, projected))
+
+    def project(self, vectors):
+        """What the model makes of the pretrained vectors of items: a list of <float32>[members *
+        dim], None for a vector of zeros. vectors: <float32>[n, item_vector_dim]"""
+        projected = self.model.item_projection(paddle.to_tensor(vectors)).numpy()
+        return [of_item if is_there else None
+                for of_item, is_there in zip(projected, vectors.any(axis=1))]
+
+    def project_each(self, items):
+        """As project, for a list of values.Item, of which some have a vector. Raises DataError for
+        a vector that the model does not take."""
+        dim = self.model.item_vector_dim
+        vectors = np.zeros((len(items), dim), np.float32)
+        for item, row in zip(items, vectors):
+            if item.vector is None:
+                continue
+            if not dim:
+                raise DataError(f"item {item.id!r} has a vector, and the model takes none: it was "
+                                "trained without --item_vectors")
+            if len(item.vector) != dim:
+                raise DataError(f"the vector of item {item.id!r} has {len(item.vector)} numbers, "
+                                f"and the model takes vectors of {dim}")
+            row[:] = item.vector
+        return self.project(vectors) if dim else [None] * len(items)
 
     def _embed_bags(self, bags):
-        """The embeddings of bags, none of them empty: a tensor <float32>[n, members * dim]."""
-        lengths = np.array([len(bag) for bag in bags])
-        rows = np.concatenate(bags).astype(np.int64)
+        """The embeddings of bags, none of them of nothing: a tensor <float32>[n, members * dim]."""
+        if self.model.item_vector_dim:
+            return paddle.to_tensor(self._embed_few(bags))
+        lengths = np.array([len(bag.rows) for bag in bags])
+        rows = np.concatenate([bag.rows for bag in bags]).astype(np.int64)
         if lengths.max() == 1:
             return self.model.embed(rows)
         bags = Bags.of(rows, lengths)
         return self.model.embed(bags.rows, bags)
+
+
+def _sum(rows, projected):
+    """The sum of what is there of the two, each <float32>[dim] or None."""
+    if rows is None or projected is None:
+        return projected if rows is None else rows
+    return rows + projected
 
 
 class IdEncoder(Encoder):
@@ -199,11 +246,11 @@ class IdEncoder(Encoder):
         self.has_vector = self.clicked if content is None else content.has_vector
 
     @classmethod
-    def load(cls, checkpoint, item_tokens=None, vocab_size=None):
+    def load(cls, checkpoint, files=NO_FILES, vocab_size=None):
         """The encoder of a Checkpoint.
 
-        item_tokens: of a model with content, the path of the token ids of all V items; None for
-            that of its training
+        files: ContentFiles of all V items, of a model with content; for what is None those of its
+            training
         Raises DataError, SetupError.
         """
         model = load_model(checkpoint)
@@ -211,12 +258,8 @@ class IdEncoder(Encoder):
             raise SetupError(f"the checkpoint was trained with {model.vocab_size} items and the "
                              f"vocabulary file says {vocab_size}: those of training come first, "
                              "what is new behind them")
-        content = None
-        if model.num_tokens:
-            clicked = clicked_items(model, vocab_size)
-            tokens = load_item_tokens(item_tokens_path(checkpoint.meta, item_tokens), len(clicked),
-                                      model.num_tokens)
-            content = ItemContent(clicked, tokens, token_row=model.vocab_size)
+        content = load_content(files.as_trained(checkpoint.meta), clicked_items(model, vocab_size),
+                               checkpoint.meta["model"], token_row=model.vocab_size)
         return cls(model, content, max_len_of(checkpoint.meta), vocab_size)
 
     def embed(self, ids):

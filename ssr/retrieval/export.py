@@ -6,10 +6,17 @@ whose inner product is the score:
     item: rows <int64>[items, tokens]            -> <float32>[items, members * hidden_size]
     user: rows <int64>[sessions, clicks, tokens] -> <float32>[sessions, members * hidden_size]
 
+A model with pretrained vectors of items takes these as a second input,
+
+    item: vectors <float32>[items, item_vector_dim]
+    user: vectors <float32>[sessions, clicks, item_vector_dim]
+
+as they are, zeros for an item without one and behind the last click.
+
 An item is the bag of its rows: row i is the id of item i, if it was clicked in training, row
-vocab_size + t is token t of its content. Without content tokens is 1. Each session has a click,
-each click and each item a row. Of a longer session the user tower takes the newest max_len clicks,
-as the model's encoder does.
+vocab_size + t is token t of its content. Without tokens the last axis is 1. Each session has a
+click, each click and each item a row or a vector. Of a longer session the user tower takes the
+newest max_len clicks, as the model's encoder does.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ import numpy as np
 
 from ssr.errors import SetupError
 from ssr.kernels import static
-from ssr.retrieval.encoder import Bag
+from ssr.retrieval.bag import Bag
 from ssr.runtime import paddle
 
 nn = paddle.nn
@@ -42,8 +49,8 @@ class UserTower(nn.Layer):
         super().__init__()
         self.model, self.max_len = model, max_len
 
-    def forward(self, rows):
-        return static.user_vectors(self.model, newest_clicks(rows, self.max_len))
+    def forward(self, rows, vectors=None):
+        return static.user_vectors(self.model, *newest_clicks(self.max_len, rows, vectors))
 
 
 class ItemTower(nn.Layer):
@@ -53,38 +60,46 @@ class ItemTower(nn.Layer):
         super().__init__()
         self.model = model
 
-    def forward(self, rows):
-        return static.item_vectors(self.model, rows)
+    def forward(self, rows, vectors=None):
+        return static.item_vectors(self.model, rows, vectors)
 
 
-def newest_clicks(rows, max_len):
+def newest_clicks(max_len, rows, vectors=None):
     """The newest clicks of padded sessions.
 
+    max_len: how many, None for all
     rows: a tensor <int64>[sessions, clicks, tokens], -1 behind the last click of a session and the
         last row of a click
-    max_len: how many, None for all
-    returns <int64>[sessions, at most max_len, tokens], padded in the same way
+    vectors: a tensor <float32>[sessions, clicks, item_vector_dim], or None
+    returns both with at most max_len clicks, padded in the same way
     """
     if max_len is None:
-        return rows
-    lengths = paddle.sum(paddle.cast(paddle.max(rows, axis=2) >= 0, "int64"), axis=1)
+        return rows, vectors
+    lengths = static.session_lengths(rows, vectors)
     window = paddle.arange(max_len, dtype="int64")[:paddle.shape(rows)[1]]
     first = paddle.clip(lengths - max_len, min=0)
     at = first.unsqueeze(1) + window
     session = paddle.zeros_like(at) + paddle.arange(paddle.shape(rows)[0]).unsqueeze(1)
-    return paddle.gather_nd(rows, paddle.stack([session, at], axis=2))
+    place = paddle.stack([session, at], axis=2)
+    return (paddle.gather_nd(rows, place),
+            None if vectors is None else paddle.gather_nd(vectors, place))
 
 
 def save_towers(encoder, directory):
     """Writes user.* and item.* to a directory. encoder: Encoder"""
     for name, tower, dims in (("user", UserTower(encoder.model, encoder.max_len), 3),
                               ("item", ItemTower(encoder.model), 2)):
-        rows = paddle.static.InputSpec([None] * dims, "int64", "rows")
-        paddle.jit.save(tower, os.path.join(directory, name), input_spec=[rows])
+        inputs = [paddle.static.InputSpec([None] * dims, "int64", "rows")]
+        dim = encoder.model.item_vector_dim
+        if dim:
+            inputs.append(paddle.static.InputSpec([*[None] * (dims - 1), dim], "float32",
+                                                  "vectors"))
+        paddle.jit.save(tower, os.path.join(directory, name), input_spec=inputs)
 
 
 def load_tower(directory, name):
-    """A function from rows, numpy <int64>, to vectors, numpy <float32>. name: "user" or "item" """
+    """A function from rows, numpy <int64>, and pretrained vectors, numpy <float32>, where the model
+    has such, to vectors, numpy <float32>. name: "user" or "item" """
     path = os.path.join(directory, name)
     # Paddle 3 calls the program .json.
     program = next(path + suffix for suffix in (".pdmodel", ".json")
@@ -94,10 +109,11 @@ def load_tower(directory, name):
     config.set_cpu_math_library_num_threads(1)
     predictor = paddle.inference.create_predictor(config)
 
-    def encode(rows):
-        handle = predictor.get_input_handle(predictor.get_input_names()[0])
-        handle.reshape(rows.shape)
-        handle.copy_from_cpu(rows)
+    def encode(*inputs):
+        for name, values in zip(("rows", "vectors"), inputs):
+            handle = predictor.get_input_handle(name)
+            handle.reshape(values.shape)
+            handle.copy_from_cpu(values)
         predictor.run()
         return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
 
@@ -116,21 +132,33 @@ def compare(encoder, directory):
     lengths = random.integers(1, 20, PROBES)
     if encoder.max_len is not None:
         lengths[0] = encoder.max_len + 1
-    bags = [random.integers(0, model.vocab_size + model.num_tokens, random.integers(1, tokens + 1))
+    rows = [random.integers(0, model.vocab_size + model.num_tokens, random.integers(1, tokens + 1))
             for _ in range(lengths.sum())]
-    sessions = [bags[end - length:end] for end, length in zip(np.cumsum(lengths), lengths)]
-    items = bags[:PROBES]
+    vectors = random.normal(size=(len(rows), model.item_vector_dim)).astype(np.float32)
+    vectors[::3] = 0
+    bags = (list(map(Bag, rows)) if not model.item_vector_dim else
+            list(map(Bag, rows, encoder.project(vectors))))
+
+    def of_sessions(clicks):
+        return [clicks[end - length:end] for end, length in zip(np.cumsum(lengths), lengths)]
+
+    items = [pad(rows[:PROBES], tokens)]
+    users = [pad_sessions(of_sessions(rows), tokens)]
+    if model.item_vector_dim:
+        items.append(vectors[:PROBES])
+        users.append(pad(of_sessions(vectors), max(lengths), 0))
     differences = (
-        load_tower(directory, "item")(pad(items, tokens)) - np.stack(encoder.encode_items(items)),
-        load_tower(directory, "user")(pad_sessions(sessions, tokens)) - np.stack(
-            encoder.encode_sessions([[Bag(bag) for bag in session] for session in sessions])))
+        load_tower(directory, "item")(*items) - np.stack(encoder.encode_items(bags[:PROBES])),
+        load_tower(directory, "user")(*users) - np.stack(
+            encoder.encode_sessions(of_sessions(bags))))
     return float(max(np.abs(difference).max() for difference in differences))
 
 
-def pad(arrays, size):
-    """Stacks arrays <int64>[n, ..] with n <= size, filled up with -1: <int64>[len(arrays), size,
-    ..]."""
-    out = np.full((len(arrays), size, *arrays[0].shape[1:]), -1, np.int64)
+def pad(arrays, size, filling=-1):
+    """Stacks arrays [n, ..] with n <= size, filled up: [len(arrays), size, ..], <int64> for rows,
+    <float32> for vectors."""
+    dtype = np.float32 if arrays[0].dtype.kind == "f" else np.int64
+    out = np.full((len(arrays), size, *arrays[0].shape[1:]), filling, dtype)
     for place, array in zip(out, arrays):
         place[:len(array)] = array
     return out

@@ -15,13 +15,11 @@ import logging
 import os
 import time
 
-import numpy as np
-
 from ssr.errors import DataError, UserError
 from ssr.preparation.text import field_tokens
 from ssr.retrieval import live_snapshot
+from ssr.retrieval.bag import NOTHING
 from ssr.retrieval.clicks import ClickLog
-from ssr.retrieval.encoder import Bag
 from ssr.retrieval.filters import EVERYTHING
 from ssr.retrieval.live import Catalogue, LiveClicks
 from ssr.retrieval.live_settings import CLICKS_FILE, live_settings
@@ -117,7 +115,7 @@ class Index:
 
     def warm_up(self):
         """Does what the first query and the first Chinese text would have to wait for."""
-        if self.takes_fresh:
+        if self._vocabulary:
             self._vocabulary.encode("中文 words")
         (id, _), = self.browse([], 1)[0] or [("", "")]
         self.query([id])
@@ -131,7 +129,7 @@ class Index:
     @property
     def takes_fresh(self):
         """Whether the model has content, so that items can be added which it never saw."""
-        return self._vocabulary is not None
+        return self._vocabulary is not None or bool(self._encoder.model.item_vector_dim)
 
     @property
     def details(self):
@@ -203,10 +201,10 @@ class Index:
         asked = []
         for id in ids:
             item = known.get(id)
-            asked.append(Asked([id], [item.key], [Bag(item.bag)][:len(item.bag)]) if item
+            asked.append(Asked([id], [item.key], [item.bag] if item.bag else []) if item
                          else Asked([id], [], []))
-        vectors = self._encoder.encode_items([known[one.session[0]].bag if one.clicks else
-                                              np.empty(0, np.int32) for one in asked])
+        vectors = self._encoder.encode_items([known[one.session[0]].bag if one.clicks else NOTHING
+                                              for one in asked])
         for one, vector in zip(asked, vectors):
             one.user = vector
         answers = self._queries.answer(asked, Wanted(k, filter=filter, by_vectors=True))
@@ -225,16 +223,18 @@ class Index:
 
     def _click_of(self, key, bag):
         """What the encoder takes for a click on an item, None where that has no vector."""
-        if len(bag):
-            return Bag(bag)
+        if bag:
+            return bag
         return self._encoder.stand_in(self._live.vector(key)) if self._live else None
 
-    def _bag(self, before, item):
-        """The rows that make up an item from here on. before: <int32>[n], those so far. Raises
-        DataError for fields that cannot be any."""
-        if self._vocabulary is None:
-            return self._encoder.bag(before)
-        return self._encoder.bag(before, self._vocabulary.encode(item.text, item.fields))
+    def _bags(self, items, known):
+        """The Bag of each item from here on. known: {id: KnownItem}. Raises DataError for fields
+        that cannot be any, and for vectors that the model does not take."""
+        projected = self._encoder.project_each(items)
+        tokens = [None if self._vocabulary is None
+                  else self._vocabulary.encode(item.text, item.fields) for item in items]
+        before = [known[item.id].bag if item.id in known else NOTHING for item in items]
+        return list(map(self._encoder.bag, before, tokens, projected))
 
     # --- clicks
 
@@ -260,8 +260,7 @@ class Index:
         """{id: key}; items that were not known are from here on, if the index is writable."""
         known = self.store.items.find(ids)
         if self.store.writable and len(known) < len(ids):
-            nothing = np.empty(0, np.int32)
-            self.store.put([Row(id, "", nothing, None, added=self._clock())
+            self.store.put([Row(id, "", NOTHING, None, added=self._clock())
                             for id in ids if id not in known])
             known = self.store.items.find(ids)
         return {id: item.key for id, item in known.items()}
@@ -276,22 +275,22 @@ class Index:
     # --- changes
 
     def add(self, items):
-        """Encodes items and makes them candidates; one of an id that is there is replaced, text
-        and vector. All of them are on the disk when it returns, or none. items: a list of Item
+        """Encodes items and makes them candidates; one of an id that is there is replaced, text,
+        fields and vectors. All of them are on the disk when it returns, or none. items: a list of
+        Item
 
         A model without content takes back items that it was trained with and no others. One with
-        content takes all; those of which it knows neither a token nor the id are kept with their
-        text and are no candidates. In a live index all are candidates from here on, by their
-        clicks, whatever the model knows. Returns Added. Raises DataError, StoreError.
+        content takes all; those of which it knows neither a token nor the id, and that have no
+        pretrained vector, are kept with their text and are no candidates. In a live index all are
+        candidates from here on, by their clicks, whatever the model knows. Returns Added. Raises
+        DataError, StoreError.
         """
         items = list({item.id: item for item in items}.values())
         for item in items:
             check_item(item)
         known = self.store.items.find([item.id for item in items])
-        nothing = np.empty(0, np.int32)
-        bags = [self._bag(known[item.id].bag if item.id in known else nothing, item)
-                for item in items]
-        without = [item.id for item, bag in zip(items, bags) if not len(bag)]
+        bags = self._bags(items, known)
+        without = [item.id for item, bag in zip(items, bags) if not bag]
         if without and not self.takes_fresh and not self._live:
             raise DataError(f"{enumerated(without)}: the model was trained without content, it "
                             "knows an item by its clicks and these had none in training; nothing "
@@ -303,8 +302,8 @@ class Index:
         if self._live:
             keys = self._register([item.id for item in items])
             self._live.publish({item.id: keys[item.id] for item in items}, vectors)
-        replaced = sum(bool(len(bag)) and item.id in known and not known[item.id].removed
-                       and bool(len(known[item.id].bag)) for item, bag in zip(items, bags))
+        replaced = sum(bool(bag) and item.id in known and not known[item.id].removed
+                       and bool(known[item.id].bag) for item, bag in zip(items, bags))
         return Added(len(items) - len(without) - replaced, replaced, without)
 
     def remove(self, ids):
@@ -321,4 +320,4 @@ def _clicked_bags(store, encoder):
     """The bags of the items that were clicked in training, for an index that was built before it
     stored how long a stand-in is."""
     return [item.bag for items in store.items.scan() for item in items
-            if len(item.bag) and item.bag[0] < encoder.model.vocab_size]
+            if len(item.bag.rows) and item.bag.rows[0] < encoder.model.vocab_size]

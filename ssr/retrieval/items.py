@@ -18,6 +18,7 @@ import time
 import numpy as np
 
 from ssr.errors import StoreError
+from ssr.retrieval.bag import Bag
 from ssr.retrieval.builds import REMEDY
 from ssr.retrieval.database import connect, sqlite_errors, transaction
 from ssr.retrieval.rows import (
@@ -145,7 +146,7 @@ class Items:
         try:
             if self.has_checksums and stored_crcs != crcs(id, text, bag, vector):
                 raise ValueError
-            stored = StoredItem(key, id, text, np.frombuffer(bag, "<i4"),
+            stored = StoredItem(key, id, text, Bag.from_bytes(bag),
                                 None if vector is None else np.frombuffer(vector, "<f4"),
                                 bool(removed), change)
             if stored.vector is not None and len(stored.vector) != self.dim:
@@ -166,7 +167,7 @@ class Items:
         for id, key, bag, removed, crc in rows:
             if self.has_checksums and not is_intact(id, bag, bytes, crc):
                 raise self._damaged_item(key, id)
-            known[id] = KnownItem(key, np.frombuffer(bag, "<i4"), bool(removed))
+            known[id] = KnownItem(key, Bag.from_bytes(bag), bool(removed))
         return known
 
     def texts(self, keys):
@@ -174,8 +175,8 @@ class Items:
         return {key: (id, text) for key, id, text in self._column("text", str, keys)}
 
     def bags(self, keys):
-        """{key: bag <int32>[n]} of keys, ints. Raises StoreError where one is not there."""
-        return {key: np.frombuffer(bag, "<i4") for key, _, bag in self._column("bag", bytes, keys)}
+        """{key: Bag} of keys, ints. Raises StoreError where one is not there."""
+        return {key: Bag.from_bytes(bag) for key, _, bag in self._column("bag", bytes, keys)}
 
     def _column(self, name, kind, keys):
         """[(key, id, value of a column)] of keys: a query reads no more than it needs. kind: of the

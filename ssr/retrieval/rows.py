@@ -9,12 +9,14 @@ from typing import NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from ssr.retrieval.bag import Bag
+
 SCHEMA = """
 CREATE TABLE items (
     key INTEGER PRIMARY KEY,   -- the id in faiss, an item's own for good
     id TEXT UNIQUE NOT NULL,   -- the raw id
     text TEXT NOT NULL,
-    bag BLOB NOT NULL,         -- <int32>, what the item's embedding is made of
+    bag BLOB NOT NULL,         -- what the item's embedding is made of (bag.Bag)
     vector BLOB,               -- <float32>[dim]; none: the item is known and no candidate
     text_crc INTEGER,          -- CRC-32 of id and text; in format 1 there are none
     bag_crc INTEGER,           -- of id and bag
@@ -33,14 +35,14 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 class Row(NamedTuple):
     """An item as it is written.
 
-    id, text: str; bag: numpy <int32>[n]; vector: numpy <float32>[dim], None for no candidate
+    id, text: str; bag: Bag; vector: numpy <float32>[dim], None for no candidate
     fields: as of text.field_tokens, such as ("section:sports",)
     added: seconds since 1970
     """
 
     id: str
     text: str
-    bag: np.ndarray
+    bag: Bag
     vector: Optional[np.ndarray]
     fields: Tuple[str, ...] = ()
     added: float = 0.0
@@ -49,14 +51,14 @@ class Row(NamedTuple):
 class StoredItem(NamedTuple):
     """An item as it is read.
 
-    key: its key in faiss; bag: <int32>[n]; vector: <float32>[dim] or None; change: the number of
-    the last change that touched it
+    key: its key in faiss; vector: <float32>[dim] or None; change: the number of the last change
+    that touched it
     """
 
     key: int
     id: str
     text: str
-    bag: np.ndarray
+    bag: Bag
     vector: Optional[np.ndarray]
     removed: bool
     change: int
@@ -67,10 +69,10 @@ class StoredItem(NamedTuple):
 
 
 class KnownItem(NamedTuple):
-    """What a click on an item needs: its key, its bag <int32>[n], whether it was removed."""
+    """What a click on an item needs: its key, its Bag, whether it was removed."""
 
     key: int
-    bag: np.ndarray
+    bag: Bag
     removed: bool
 
 
@@ -95,7 +97,7 @@ def put_rows(db, rows, change, columns):
 
 def _values(row):
     """The columns of a Row by their names."""
-    bag = np.asarray(row.bag, "<i4").tobytes()
+    bag = row.bag.to_bytes()
     vector = None if row.vector is None else np.asarray(row.vector, "<f4").tobytes()
     fields, added = json.dumps(row.fields, ensure_ascii=False), float(row.added)
     return {"id": row.id, "text": row.text, "bag": bag, "vector": vector, "fields": fields,

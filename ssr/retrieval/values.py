@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Mapping, NamedTuple
+from typing import Mapping, NamedTuple, Optional, Sequence
+
+import numpy as np
 
 from ssr.errors import DataError
 
@@ -17,11 +19,17 @@ _NOT_TO_PRINT = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u
 
 
 class Item(NamedTuple):
-    """An item to add. id: the raw id; text: any; fields: {name: value or list of values}"""
+    """An item to add.
+
+    id: the raw id; text: any; fields: {name: value or list of values}
+    vector: its pretrained vector, for a model that was trained with such: numbers, as many as
+        there; None, or zeros, for none
+    """
 
     id: str
     text: str = ""
     fields: Mapping = {}
+    vector: Optional[Sequence[float]] = None
 
 
 class Hit(NamedTuple):
@@ -80,7 +88,8 @@ def check_id(id):
 
 
 def check_item(item):
-    """Raises DataError for an id or a text that cannot be one, or that is too long to be kept."""
+    """Raises DataError for an id, a text or a vector that cannot be one, or an id or text that is
+    too long to be kept."""
     check_id(item.id)
     if _size(item.id) > MAX_ID:
         raise DataError(f"{_shortened(item.id)} is too long for an item's id: it may have {MAX_ID} "
@@ -90,6 +99,20 @@ def check_item(item):
     if _size(item.text) > MAX_TEXT:
         raise DataError(f"the text of item {item.id!r} is too long: {_size(item.text)} bytes in "
                         f"UTF-8, it may have {MAX_TEXT}")
+    if item.vector is not None:
+        check_vector(item.vector, f"the vector of item {item.id!r}")
+
+
+def check_vector(vector, name):
+    """Raises DataError for a vector that is not a list of finite numbers. name: what messages call
+    it"""
+    try:
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(vector, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.empty((0, 0))
+    if numbers.ndim != 1 or not np.isfinite(numbers).all():
+        raise DataError(f"{name} is not a list of finite numbers")
 
 
 def _size(text):

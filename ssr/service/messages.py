@@ -37,6 +37,8 @@ Text = Annotated[StrictStr, AfterValidator(_check_text)]
 Value = Union[Text, Annotated[StrictInt, Field(ge=-2**63, lt=2**63)]]
 Fields = Annotated[Dict[Text, Union[Value, List[Value]]], AfterValidator(_check_fields)]
 MAX_TERMS = 100  # fields in a filter
+# A pretrained vector. The model says how many numbers one has.
+Vector = Annotated[List[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=1 << 14)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -114,6 +116,9 @@ def make_items(limits):
             "", description=f"what readers see, such as a title; at most {limits.max_text} bytes")
         fields: Fields = Field({}, description="for each name a value or a list of values",
                                examples=[{"section": "sports"}])
+        vector: Optional[Vector] = Field(
+            None, description="its pretrained vector, for a model that was trained with such: as "
+            "many numbers as there")
 
     class ItemMessage(Content):
         id: NewId

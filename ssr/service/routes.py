@@ -102,12 +102,13 @@ def item_routes(backend):
     async def put(id: PathId, content: Content):
         """Adds an item, or replaces the one with that id. It is on the disk when this answers, and
         the next query finds it."""
-        return await add([Item(id, content.text, content.fields)])
+        return await add([Item(id, content.text, content.fields, content.vector)])
 
     @router.put("/items", response_model=messages.AddedMessage)
     async def put_batch(items: Annotated[List[ItemMessage], Field(max_length=max_batch)]):
         """Adds or replaces items, all of them or none; of several with one id the last counts."""
-        return await add([Item(item.id, item.text, item.fields) for item in items])
+        return await add([Item(item.id, item.text, item.fields, item.vector)
+                          for item in items])
 
     async def add(items):
         return JSONResponse((await backend.add(items))._asdict())

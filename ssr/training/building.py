@@ -19,11 +19,13 @@ def build(settings, clicks, content=None):
     content: ssr.training.content.ItemContent, None where an item is its own id
     Raises SetupError where the machine has no room for them.
     """
-    num_tokens = content.num_tokens if content else 0
+    num_tokens, vector_dim = (content.num_tokens, content.vector_dim) if content else (0, 0)
     check_memory(settings, len(clicks) + num_tokens)
     paddle.seed(settings.seed)
     model = SequenceSemanticRetrieval(len(clicks), num_tokens=num_tokens,
-                                      **settings.architecture())
+                                      item_vector_dim=vector_dim, **settings.architecture())
+    if vector_dim:
+        model.item_projection.standardise_by(*content.vectors.mean_and_std(clicks > 0))
     # As a tensor: from an array Paddle 3 takes the type of the IR in use, which may have changed.
     model.item_clicks.set_value(paddle.to_tensor(clicks))
     if settings.optimizer == "adam":

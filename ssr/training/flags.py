@@ -6,8 +6,14 @@ import os
 
 from ssr.commands import Parser, data_path, number
 
-from ssr.data_directory import ITEM_TOKENS_FILE, VOCAB_FILE, add_data_dir, take_from_data_dir
-from ssr.training.settings import RECIPES, Settings
+from ssr.data_directory import (
+    ITEM_TOKENS_FILE,
+    ITEM_VECTORS_FILE,
+    VOCAB_FILE,
+    add_data_dir,
+    take_from_data_dir,
+)
+from ssr.training.settings import CONTENT, RECIPES, Settings
 
 CE_SEED = 102  # of continuous evaluation, as it always was
 FINAL_RATE = 0.01  # of the linear schedule, as a share of --base_lr
@@ -83,8 +89,12 @@ def add_recipe_flags(parser):
     add("--item_tokens", metavar="FILE", type=data_path, help="line i holds the tokens of item i "
         "(preprocess.py writes it); an item is then the sum of its tokens and, if it was clicked "
         "in training, its own id; none leaves out those of --data_dir")
+    add("--item_vectors", metavar="FILE", type=data_path, help="row i of an array that numpy.save "
+        "wrote is the pretrained vector of item i, of its text or picture; or Parquet with the "
+        "columns id and vector. A learned projection of it is added to the item; zeros, or null in "
+        "Parquet, for an item without one; none leaves out those of --data_dir")
     add("--id_dropout", type=number(float, 0, 1), default=default.id_dropout,
-        help="share of the items of a step that are their tokens alone, without their id")
+        help="share of the items of a step that are their content alone, without their id")
     add("--members", type=number(int, 1), default=default.members, help="an ensemble of so many "
         "models in one: their vectors lie side by side; time and memory grow likewise")
     add("--optimizer", choices=("adagrad", "adam"), default=default.optimizer,
@@ -107,10 +117,12 @@ def parse(parser, argv=None):
     """The flags (Parser.parse), with the paths of --data_dir and the seed that --enable_ce fixes.
     Raises DataError where that directory cannot be used."""
     args = parser.parse(argv)
-    if args.given.get("item_tokens") == "none":
-        args.item_tokens = args.given["item_tokens"] = None
+    for name in CONTENT:
+        if args.given.get(name) == "none":
+            args.given[name] = None
+            setattr(args, name, None)
     names = {"train_dir": "train_data", "valid_dir": "valid_data", "vocab_path": VOCAB_FILE,
-             "item_tokens": ITEM_TOKENS_FILE}
+             "item_tokens": ITEM_TOKENS_FILE, "item_vectors": ITEM_VECTORS_FILE}
     take_from_data_dir(args, **{flag: name for flag, name in names.items() if flag in args})
     if args.enable_ce:
         if args.given.get("seed", CE_SEED) != CE_SEED:

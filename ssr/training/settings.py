@@ -29,6 +29,7 @@ class Settings:
     members: int = 1
     # items by content
     item_tokens: Optional[str] = None
+    item_vectors: Optional[str] = None
     id_dropout: float = 0.2
     # the objective
     targets: str = "last"
@@ -74,6 +75,7 @@ class Settings:
 NAMES = tuple(field.name for field in dataclasses.fields(Settings))
 ARCHITECTURE = ("embedding_dim", "hidden_size", "user_encoder", "pooling", "item_encoder",
                 "dropout", "members")
+CONTENT = ("item_tokens", "item_vectors")  # files, which may lie elsewhere the next time
 
 # benchmarks/README.md says what each part is worth.
 RECIPES = {
@@ -103,7 +105,7 @@ def merge(given, num_devices=1, resumed=None, initial=None):
     if resumed is not None:
         return _of_resumed(given, num_devices, resumed)
     if initial is not None:
-        base = dataclasses.replace(Settings.from_meta(initial), item_tokens=None)
+        base = dataclasses.replace(Settings.from_meta(initial), **dict.fromkeys(CONTENT))
         _refuse_other(given, base, (*ARCHITECTURE, "recipe"))
     else:
         recipe = given.get("recipe", "faithful")
@@ -135,10 +137,9 @@ def _of_resumed(given, num_devices, meta):
                          f"--parallel 1 --num_devices {saved.num_devices} (now it is "
                          f"{num_devices})")
     _refuse_other(given, saved, [name for name in NAMES
-                                 if name not in ("epochs", "item_tokens", "num_devices")])
+                                 if name not in ("epochs", *CONTENT, "num_devices")])
     settings = dataclasses.replace(
-        saved, epochs=given.get("epochs", saved.epochs),
-        item_tokens=given.get("item_tokens", saved.item_tokens))
+        saved, **{name: given.get(name, getattr(saved, name)) for name in ("epochs", *CONTENT)})
     _check_given(given, settings)
     if saved.lr_schedule == "linear" and settings.epochs != saved.epochs:
         logger.warning("the learning rate falls as in a run of %d epochs from here on, it was one "
@@ -161,8 +162,8 @@ def _check_given(given, settings):
     together. Of the architecture the model says what does not (nets.check_architecture)."""
     if settings.loss == "hinge" and not settings.num_negatives:
         raise SetupError("--loss hinge needs --num_negatives 1 or more")
-    if "id_dropout" in given and not settings.item_tokens:
-        raise SetupError("--id_dropout needs --item_tokens")
+    if "id_dropout" in given and not (settings.item_tokens or settings.item_vectors):
+        raise SetupError("--id_dropout needs --item_tokens or --item_vectors")
     if "scale" in given and settings.loss == "hinge":
         raise SetupError("--scale is one of --loss softmax")
 

@@ -12,11 +12,12 @@ import numpy as np
 
 import reader
 import utils
+from ssr.data_directory import ITEMS_FILE
 from ssr.errors import SetupError
 from ssr.files import items_digest
 from ssr.training.checkpoints import Checkpoint, check_replaceable
-from ssr.training.content import ItemContent, load_item_tokens
-from ssr.training.settings import Settings, merge, with_enough_epochs
+from ssr.training.content import ContentFiles, ItemContent, load_content
+from ssr.training.settings import CONTENT, Settings, merge, with_enough_epochs
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ def prepare(args) -> Run:
     if not (resumes or args.overwrite):
         check_replaceable(args.model_dir, settings, data)
     clicks = total_clicks(dataset, source, resumes)
-    content = load_content(settings, clicks > 0, source and source.meta)
+    files = content_files(settings, items_path(args.vocab_path), source and source.meta)
+    content = load_content(files, clicks > 0, source and source.meta["model"],
+                           id_dropout=settings.id_dropout)
     return Run(settings, dataset, valid, clicks, content, data, source.epoch if resumes else 0,
                source)
 
@@ -87,16 +90,25 @@ def find_source(args):
 
 
 def settings_given(args, source):
-    """{flag: value} of what was given, and the item tokens of --data_dir, unless the model to begin
-    with knows no content."""
-    item_tokens = args.from_data_dir.get("item_tokens")
-    if item_tokens is None:
-        return args.given
-    if source is not None and not source.meta["model"]["num_tokens"]:
-        logger.info("%s knows no content: %s is left out", source.model_dir, item_tokens)
-        return args.given
-    logger.info("items by content: %s (--item_tokens none leaves it out)", item_tokens)
-    return {**args.given, "item_tokens": item_tokens}
+    """{flag: value} of what was given, and the content of --data_dir, but for what the model to
+    begin with does not know."""
+    given = dict(args.given)
+    for name in CONTENT:
+        path = args.from_data_dir.get(name)
+        if path is None:
+            continue
+        if source is not None and not knows(source.meta, name):
+            logger.info("%s knows no content: %s is left out", source.model_dir, path)
+            continue
+        logger.info("items by content: %s (--%s none leaves it out)", path, name)
+        given[name] = path
+    return given
+
+
+def knows(meta, name):
+    """Whether the model with this metadata has content of a kind of settings.CONTENT."""
+    sizes = {"item_tokens": "num_tokens", "item_vectors": "item_vector_dim"}
+    return bool(meta["model"].get(sizes[name]))
 
 
 def check_catalogue(args, source, vocab_size):
@@ -120,11 +132,15 @@ def check_steps(settings, dataset):
                          "fewer or a smaller --batch_size")
 
 
+def items_path(vocab_path):
+    """The items.txt beside a vocabulary file, which need not be there."""
+    return data_path(os.path.join(os.path.dirname(vocab_path), ITEMS_FILE))
+
+
 def data_digests(dataset, vocab_path):
     """What tells this data from other data, for a checkpoint: {"train": of the sessions, "items":
     of the raw ids of the items.txt beside the vocabulary file, None where there is none}."""
-    items = data_path(os.path.join(os.path.dirname(vocab_path), "items.txt"))
-    return {"train": dataset.digest(), "items": items_digest(items)}
+    return {"train": dataset.digest(), "items": items_digest(items_path(vocab_path))}
 
 
 def total_clicks(dataset, source, resumes):
@@ -139,19 +155,15 @@ def total_clicks(dataset, source, resumes):
     return earlier if resumes else clicks + np.pad(earlier, (0, len(clicks) - len(earlier)))
 
 
-def load_content(settings, clicked, meta=None):
-    """The ItemContent that --item_tokens names, None without it.
+def content_files(settings, items, meta=None):
+    """The ContentFiles of a run.
 
-    clicked: <bool>[V], which items were clicked in training
-    meta: of the checkpoint to begin with, if there is one
-    Raises DataError, SetupError.
+    items: items.txt; meta: of the checkpoint to begin with, if there is one
+    Raises SetupError where that knows other content.
     """
-    num_tokens = meta and meta["model"]["num_tokens"]
-    if meta and bool(num_tokens) != bool(settings.item_tokens):
-        raise SetupError("the checkpoint was trained "
-                         + ("with --item_tokens: give it too" if num_tokens else
-                            "without --item_tokens: leave it out"))
-    if not settings.item_tokens:
-        return None
-    tokens = load_item_tokens(settings.item_tokens, len(clicked), num_tokens)
-    return ItemContent(clicked, tokens, settings.id_dropout)
+    for name in CONTENT:
+        if meta and knows(meta, name) != bool(getattr(settings, name)):
+            raise SetupError("the checkpoint was trained "
+                             + (f"with --{name}: give it too" if knows(meta, name) else
+                                f"without --{name}: leave it out"))
+    return ContentFiles(settings.item_tokens, settings.item_vectors, items)
