@@ -9,6 +9,7 @@ same kind click through it, a day of them, as if one came after the other. One p
 
 from __future__ import annotations
 
+import glob
 import os
 import resource
 import tempfile
@@ -20,7 +21,7 @@ import numpy as np
 import reader
 from ssr.news import Scoring
 from ssr.preparation import sample
-from ssr.retrieval import Click, Index
+from ssr.retrieval import Click, Index, live_snapshot
 
 BATCH = 100
 QUERIES = 500
@@ -42,14 +43,25 @@ def main(argv=None):
             batches = seconds(lambda: [index.click(clicks[start:start + BATCH])
                                        for start in range(half, len(clicks), BATCH)])
             query = seconds(lambda: [index.query(session, 20) for session in sessions[:QUERIES]])
-        opening = seconds(lambda: Index.open(f"{work}/index", True, Scoring()).close())
+        snapshot, = glob.glob(f"{work}/index/build-*/{live_snapshot.FILE}")
+        size = os.path.getsize(snapshot) / 1e6
+        opening = seconds(lambda: open_and_close(work))
+        os.remove(snapshot)
+        replaying = seconds(lambda: open_and_close(work))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print("| articles clicked | clicks | ms a click, one by one | ms a click, by the hundred | "
-              "ms a query | s to open | MB for it | MB on the disk |\n" + "|---" * 8 + "|")
-        print("| %d | %d | %.3f | %.3f | %.2f | %.1f | %.0f | %.0f |" % (
+              "ms a query | s to open | without a snapshot | MB for it | MB of the log | of the "
+              "snapshot |\n" + "|---" * 10 + "|")
+        print("| %d | %d | %.3f | %.3f | %.2f | %.2f | %.2f | %.0f | %.0f | %.0f |" % (
             len({click.item for click in clicks}), len(clicks), each / half * 1e3,
             batches / (len(clicks) - half) * 1e3, query / QUERIES * 1e3, opening,
-            (peak - before) / 1024, os.path.getsize(f"{work}/index/clicks.sqlite") / 1e6))
+            replaying, (peak - before) / 1024,
+            os.path.getsize(f"{work}/index/clicks.sqlite") / 1e6, size))
+
+
+def open_and_close(work):
+    """As a reader: nothing is written."""
+    Index.open(f"{work}/index", False, Scoring()).close()
 
 
 def make_index(work, args):
