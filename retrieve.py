@@ -28,7 +28,15 @@ from ssr.errors import DataError
 from ssr.files import write_atomically
 from ssr.preparation import text
 from ssr.retrieval.clicks import read_clicks
-from ssr.retrieval.flags import add_filter, add_live, filter_of, live_flags, open_index
+from ssr.retrieval.flags import (
+    add_engine,
+    add_filter,
+    add_live,
+    engine_of,
+    filter_of,
+    live_flags,
+    open_index,
+)
 from ssr.retrieval.live_settings import change_live, read_live
 from ssr.retrieval.values import Item, enumerated, printable
 
@@ -50,7 +58,7 @@ def build(args):
                        tokens_path=TOKENS_FILE, item_vectors=ITEM_VECTORS_FILE)
     files = ItemFiles(args.items_path, args.item_tokens, args.tokens_path, args.item_vectors)
     build_index(args.index_dir, choose_checkpoint(args.model_dir, args.epoch, args.best), files,
-                args.overwrite, search_settings(args))
+                args.overwrite, search_settings(args), engine_of(args))
     if args.live and read_live(args.index_dir) is None:
         change_live(args.index_dir)
     return info(args)
@@ -112,10 +120,10 @@ def add(args):
 
 def remove(args):
     """Removes items, given as arguments or in a file. It takes no model."""
-    from ssr.retrieval.store import Store
+    from ssr.retrieval.engines import open_store
 
     ids = args.ids or list(text.read_items(args.items_path))
-    with Store(args.index_dir, writable=True) as store:
+    with open_store(args.index_dir, writable=True) as store:
         known = store.items.find(args.ids)
         for id in args.ids:
             if id not in known and os.path.exists(id):
@@ -162,9 +170,9 @@ def click(args):
 
 def info(args):
     """Prints what an index holds and how it searches."""
-    from ssr.retrieval.store import Store
+    from ssr.retrieval.engines import open_store
 
-    with Store(args.index_dir) as store:
+    with open_store(args.index_dir) as store:
         details = store.details
         print(_pairs(store.items.counts()))
         print(_pairs(store.search_settings()), f"dim:{store.dim}")
@@ -193,9 +201,9 @@ def check(args):
 
 def reindex(args):
     """Makes the faiss file anew from the items."""
-    from ssr.retrieval import store
+    from ssr.retrieval import engines
 
-    store.reindex(args.index_dir, search_settings(args))
+    engines.reindex(args.index_dir, search_settings(args))
     return info(args)
 
 
@@ -277,6 +285,7 @@ def add_build(parser):
              help=f"line i: token i, for a model with content; {CUTTING_FILE} lies beside it")
     add_flag("--overwrite", action="store_true", help="replace an index that is there; its clicks "
              "stay")
+    add_engine(parser)
     add_flag("--live", action="store_true", help="the index takes clicks in; retrieve.py live says "
              "how it ranks by them")
     add_search(parser, "100000")

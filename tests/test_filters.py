@@ -13,7 +13,7 @@ from ssr.errors import DataError
 from ssr.news import Scoring
 from ssr.retrieval import Click, Filter, Index, Item, builds, store, vectors
 from ssr.retrieval.bag import NOTHING
-from ssr.retrieval.filters import EVERYTHING, check_filter
+from ssr.retrieval.filters import EVERYTHING, Mask, check_filter
 from ssr.retrieval.vectors import SearchSettings, recall
 
 START = 1_700_000_000
@@ -202,14 +202,14 @@ def test_an_approximate_search_among_few_is_as_good_as_among_all(tmp_path, share
     among = np.concatenate([[False], random.random(4000) < share])
     queries = near(50)
     with store.Store(str(tmp_path)) as opened:
-        exact = opened.search(queries, 20, among)
+        exact = opened.search(queries, 20, Mask(among))
         assert among[exact[1]].all() and exact[1].shape == (50, 20)
         monkeypatch.setattr(vectors, "SCANNED", 0)
-        scores, keys = opened.search(queries, 20, among)
+        scores, keys = opened.search(queries, 20, Mask(among))
         assert among[keys].all() and recall(keys, exact[1]) > 0.95
         # Nothing is missing where there is less than was asked for.
         few = np.isin(np.arange(4001), [7, 1234, 3999])
-        assert set(opened.search(queries[:1], 20, few)[1][0]) == {7, 1234, 3999, -1}
+        assert set(opened.search(queries[:1], 20, Mask(few))[1][0]) == {7, 1234, 3999, -1}
 
 
 @pytest.mark.parametrize("filter, message", [

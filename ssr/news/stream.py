@@ -284,8 +284,8 @@ class Stream:
         score = self._features(user, session, now, scoring).score(*scoring.weights())
         mask = self.candidates(session if exclude_session else (), now)
         if among is not None:
-            ids = self.articles.ids[:self.articles.used]
-            mask &= (ids < len(among)) & among[np.minimum(ids, len(among) - 1)]
+            rows = np.flatnonzero(mask)
+            mask[rows] = among(self.articles.ids[rows])
         score[~mask] = -np.inf
         return score
 
@@ -310,7 +310,7 @@ class Stream:
         """The best k of scores, the best first.
 
         exclude_session: whether the session's articles are no candidates
-        among: <bool>[ids], whether an id may be one, none beyond; None: all may
+        among: <int64>[n] -> <bool>[n], whether an id may be one; None: all may
         """
         ids, score = self.scores(user, session, now, scoring, exclude_session, among)
         if len(ids) > k:

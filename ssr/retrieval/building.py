@@ -10,7 +10,7 @@ import numpy as np
 from ssr.errors import DataError
 from ssr.files import items_digest
 from ssr.preparation import text
-from ssr.retrieval import builds, store
+from ssr.retrieval import builds, engines
 from ssr.retrieval.encoder import clicked_items
 from ssr.retrieval.model_copy import copy_model, copy_vocabulary, describe, load_encoder
 from ssr.retrieval.rows import Row
@@ -35,17 +35,18 @@ class ItemFiles(NamedTuple):
     item_vectors: Optional[str] = None
 
 
-def build_index(path, checkpoint, files, overwrite=False, settings=DEFAULT_SEARCH):
+def build_index(path, checkpoint, files, overwrite=False, settings=DEFAULT_SEARCH, engine=None):
     """Makes an index of the items of a checkpoint, in a directory.
 
     checkpoint: a Checkpoint (checkpoint.choose_checkpoint); the index keeps a copy
     files: ItemFiles
     overwrite: whether an index that is there may be replaced; its clicks stay
-    settings: SearchSettings
+    settings: SearchSettings; engine: engines.Milvus, None for the directory itself
     Raises DataError, StoreError, SetupError; then nothing has changed.
     """
     items = _read_items(files, checkpoint.meta)
-    with builds.new_build(path, overwrite) as directory:
+    with engines.building(path, engine) as create, \
+            builds.new_build(path, overwrite) as directory:
         # From here on the copy counts: training may go on and replace the original.
         copy_model(checkpoint, directory)
         if checkpoint.meta["model"]["num_tokens"]:
@@ -63,7 +64,7 @@ def build_index(path, checkpoint, files, overwrite=False, settings=DEFAULT_SEARC
                 for item, bag, vector, fields in zip(items, bags, vectors,
                                                      _fields(items, content, files.tokens))]
         queries = make_queries(encoder, bags)
-        store.create(directory, queries.shape[1], rows, details, queries, settings)
+        create(directory, queries.shape[1], rows, details, queries, settings)
 
 
 def _read_items(files, meta):

@@ -10,6 +10,7 @@ import numpy as np
 from ssr.errors import StoreError, UserError
 from ssr.retrieval.builds import current_build
 from ssr.retrieval.clicks import ClickLog
+from ssr.retrieval.engines import open_store, read_engine
 from ssr.retrieval.items import Items
 from ssr.retrieval.live_settings import CLICKS_FILE, read_live
 from ssr.retrieval.model_copy import load_encoder
@@ -21,7 +22,8 @@ def check_index(path):
     Raises StoreError where there is none."""
     directory = current_build(path)
     faults = []
-    for check in (_check_items, _check_vectors, _check_model):
+    remote = read_engine(directory)
+    for check in (_check_collection,) if remote else (_check_items, _check_vectors, _check_model):
         with _collected(faults):
             faults += check(path, directory)
     with _collected(faults):
@@ -35,6 +37,12 @@ def _collected(faults):
         yield
     except UserError as error:
         faults.append(str(error))
+
+
+def _check_collection(path, directory):
+    with open_store(path) as store:
+        yield from store.items.faults()
+        load_encoder(directory, store.details)
 
 
 def _check_items(path, directory):

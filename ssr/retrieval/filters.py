@@ -1,9 +1,11 @@
-"""Which items a query may answer with: a Filter, and the items that it lets through.
+"""Which items a query may answer with: a Filter, what it asks of an item (Conditions), and the
+items that it lets through.
 
     Filter(only=["section:sports"], without=["kind:video"], max_age=86400, at_most={"section": 2})
 
 What filters ask of the items (fields, ids, when they were added) is read into memory by the first
-filtered query, some 400 bytes an item, and kept up to date from there on, change by change.
+filtered query, some 400 bytes an item, and kept up to date from there on, change by change. Another
+engine than this one is given the Conditions.
 """
 
 from __future__ import annotations
@@ -44,6 +46,53 @@ class Filter(NamedTuple):
 EVERYTHING = Filter()
 
 
+class Conditions(NamedTuple):
+    """What a Filter asks of an item, all at once, as tokens and times: what engines go by.
+
+    any_of: of each of these lists of tokens an item has at least one
+    none_of: tokens of which it has none
+    candidates, exclude: as of Filter
+    since: seconds since 1970, before which it was not added last; None for any time
+    """
+
+    any_of: Sequence[Sequence[str]]
+    none_of: Sequence[str]
+    candidates: Optional[Sequence[str]]
+    exclude: Sequence[str]
+    since: Optional[float]
+
+
+def conditions_of(filter, now):
+    """The Conditions of a Filter. now: seconds since 1970. Raises DataError."""
+    any_of = {}
+    for token in map(_token, filter.only):
+        any_of.setdefault(token.partition(":")[0], []).append(token)
+    since = None if filter.max_age is None else now - filter.max_age
+    return Conditions(list(any_of.values()), list(map(_token, filter.without)), filter.candidates,
+                      filter.exclude, since)
+
+
+def spread(ranked, fields, at_most, k):
+    """The first k of what is ranked, without those by which a value of a field would have more
+    than its number.
+
+    ranked: tuples that begin with a key, best first; fields: {key: tokens}, of keys that have any
+    at_most: as of Filter
+    """
+    limits = {_field_name(name): most for name, most in at_most.items()}
+    counts, chosen = {}, []
+    for hit in ranked:
+        values = [token for token in fields.get(hit[0], ())
+                  if token.partition(":")[0] in limits]
+        if all(counts.get(token, 0) < limits[token.partition(":")[0]] for token in values):
+            chosen.append(hit)
+            for token in values:
+                counts[token] = counts.get(token, 0) + 1
+        if len(chosen) == k:
+            break
+    return chosen
+
+
 def check_filter(filter):
     """Raises DataError for a filter that cannot be one."""
     for term in (*filter.only, *filter.without):
@@ -70,6 +119,19 @@ def _field_name(name):
     return field_tokens({name: "any"})[0].rpartition(":")[0]
 
 
+class Mask:
+    """Some of the keys: called with keys <int64>[n], it tells which are among them, <bool>[n].
+
+    mask: <bool>[keys]; none beyond has been added yet
+    """
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def __call__(self, keys):
+        return (keys < len(self.mask)) & self.mask[np.minimum(keys, len(self.mask) - 1)]
+
+
 LISTS = 64  # of ids, whose keys are remembered: callers send the same ones again and again
 
 
@@ -87,25 +149,21 @@ class Attributes:
         # <float64>[keys], seconds since 1970; -inf: there is no such key. None has the first one.
         self._added = np.full(1, -np.inf)
 
-    def select(self, filter, now):
-        """Which keys a filter lets through, <bool>[keys]; none beyond has been added yet.
-
-        now: seconds since 1970. Raises DataError, StoreError.
-        """
+    def select(self, conditions):
+        """The keys of which Conditions hold, a Mask. Raises StoreError."""
         with self._reading:
             self._refresh()
             mask = self._added > -np.inf
-            for name in {_token(term).partition(":")[0] for term in filter.only}:
-                mask &= self._mask_of(term for term in map(_token, filter.only)
-                                      if term.partition(":")[0] == name)
-            if filter.without:
-                mask &= ~self._mask_of(map(_token, filter.without))
-            if filter.candidates is not None:
-                mask &= self._mask(self._keys_of(filter.candidates))
-            mask[self._keys_of(filter.exclude)] = False
-            if filter.max_age is not None:
-                mask &= self._added >= now - filter.max_age
-        return mask
+            for tokens in conditions.any_of:
+                mask &= self._mask_of(tokens)
+            if conditions.none_of:
+                mask &= ~self._mask_of(conditions.none_of)
+            if conditions.candidates is not None:
+                mask &= self._mask(self._keys_of(conditions.candidates))
+            mask[self._keys_of(conditions.exclude)] = False
+            if conditions.since is not None:
+                mask &= self._added >= conditions.since
+        return Mask(mask)
 
     def _mask_of(self, tokens):
         return self._mask([key for token in tokens for key in self._with.get(token, ())])
@@ -128,23 +186,11 @@ class Attributes:
                 del self._lists[next(iter(self._lists))]
         return keys
 
-    def spread(self, ranked, at_most, k):
-        """The first k of what is ranked, without those by which a value of a field would have more
-        than its number. ranked: tuples that begin with a key, best first; at_most: as of Filter"""
-        limits = {_field_name(name): most for name, most in at_most.items()}
-        counts, chosen = {}, []
+    def fields(self, keys):
+        """{key: tokens} of those of the keys that have any. Raises StoreError."""
         with self._reading:
             self._refresh()
-            for hit in ranked:
-                values = [token for token in self._fields.get(hit[0], ())
-                          if token.partition(":")[0] in limits]
-                if all(counts.get(token, 0) < limits[token.partition(":")[0]] for token in values):
-                    chosen.append(hit)
-                    for token in values:
-                        counts[token] = counts.get(token, 0) + 1
-                if len(chosen) == k:
-                    break
-        return chosen
+            return {key: self._fields[key] for key in keys if key in self._fields}
 
     def _refresh(self):
         if self._items.newest_change() == self._change:

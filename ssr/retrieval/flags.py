@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from ssr import commands
 from ssr.errors import DataError
@@ -49,6 +50,38 @@ def filter_of(args):
                             "section=3")
         at_most[name] = int(number)
     return Filter(args.only, args.without, args.candidates, args.exclude, args.max_age, at_most)
+
+
+def add_engine(parser):
+    """The flags of what keeps an index, for engine_of."""
+    add_flag = parser.add_argument
+    add_flag("--engine", choices=["faiss", "milvus"], default="faiss", help="what keeps items and "
+             "vectors: faiss and SQLite in --index_dir, or a Milvus that several servers share; "
+             "the index knows from there on")
+    add_flag("--uri", help="of Milvus: http://HOST:19530, with MILVUS_TOKEN in the environment if "
+             "it asks for one; or FILE.db for Milvus Lite, within one process")
+    add_flag("--collection", default="ssr", help="what the names of the collections in Milvus "
+             "begin with, one for each build")
+
+
+def engine_of(args):
+    """The engines.Milvus that --engine, --uri and --collection name, None for faiss."""
+    from ssr.retrieval.engines import Milvus  # here: help and wrong flags need no faiss
+
+    if args.engine == "milvus":
+        if not args.uri:
+            raise DataError("--engine milvus needs the --uri of a Milvus: http://HOST:19530, or "
+                            "FILE.db for Milvus Lite")
+        if "://" not in args.uri and not args.uri.endswith(".db"):
+            raise DataError(f"--uri {args.uri}: neither an address, as http://HOST:19530, nor a "
+                            "file for Milvus Lite, whose name ends in .db")
+        if not re.fullmatch(r"[A-Za-z_]\w{0,99}", args.collection, re.ASCII):
+            raise DataError(f"--collection {args.collection}: a name in Milvus is made of letters, "
+                            "digits and _ and begins with no digit")
+        return Milvus(args.uri, args.collection)
+    if args.uri:
+        raise DataError("--uri is of --engine milvus")
+    return None
 
 
 def live_flags(args):

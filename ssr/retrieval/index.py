@@ -1,6 +1,6 @@
 """A vector index that lives: which items fit a session, while items come and go.
 
-An index holds all that it takes to answer: the model, the items and their vectors (store.py). An
+An index holds all that it takes to answer: the model, the items and their vectors (engines.py). An
 item is encoded at the moment it is added, with the model of the index; nothing is trained or built
 again, the next query finds it.
 
@@ -20,13 +20,13 @@ from ssr.preparation.text import field_tokens
 from ssr.retrieval import live_snapshot
 from ssr.retrieval.bag import NOTHING
 from ssr.retrieval.clicks import ClickLog
+from ssr.retrieval.engines import open_store
 from ssr.retrieval.filters import EVERYTHING
 from ssr.retrieval.live import Catalogue, LiveClicks
 from ssr.retrieval.live_settings import CLICKS_FILE, live_settings
 from ssr.retrieval.model_copy import load_encoder
 from ssr.retrieval.queries import Asked, Queries, Wanted
 from ssr.retrieval.rows import Row
-from ssr.retrieval.store import Store
 from ssr.retrieval.values import Added, Item, Removed, check_item, enumerated
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,13 @@ NO_TIME = 1e11  # seconds since 1970, the year 5138: milliseconds, rather
 class Index:
     """An open index. Every method may be called from any thread; encoding holds nobody up.
 
-    store: what is underneath (store.Store)
+    store: what is underneath (engines.Store)
     scoring: the stream.Scoring of a live index, None for one that is not live
     candidate_age: of a live index, seconds after its last click that an item is ranked by clicks
     """
 
     def __init__(self, store, encoder, vocabulary=None, live=None, clock=time.time):
-        """store: a Store, open; encoder: the Encoder of the model that made its vectors;
+        """store: an engines.Store; encoder: the Encoder of the model that made its vectors;
         vocabulary: text.TokenVocabulary, None for a model without content; live: LiveSettings, None
         for an index that is not live; clock: seconds since 1970"""
         self.store, self._encoder, self._vocabulary = store, encoder, vocabulary
@@ -67,7 +67,7 @@ class Index:
     @classmethod
     def open(cls, path, writable=False, scoring=None, candidate_age=None, clock=time.time):
         """The index in a directory. One process at a time opens it writable; others see what that
-        one has changed at their next query.
+        one has changed at their next query. One in Milvus any number of processes open writable.
 
         scoring: a stream.Scoring. An index that is not live becomes so if it is opened writable;
             one that is live is scored by this one as long as it is open
@@ -76,7 +76,7 @@ class Index:
         Raises StoreError, SetupError, DataError.
         """
         while True:
-            store = Store(path, writable)
+            store = open_store(path, writable)
             try:
                 live = live_settings(path, writable, scoring, candidate_age)
                 encoder, vocabulary = load_encoder(store.directory, store.details)
@@ -107,7 +107,7 @@ class Index:
     def refresh(self):
         """Sees what another process has changed. Every query does so by itself."""
         self.store.refresh()
-        if self._live and not self.store.writable:
+        if self._live and not self.store.is_alone:
             self._live.refresh()
             if self.store.change != self._removed_at:
                 self._removed_at = self.store.change
@@ -212,7 +212,7 @@ class Index:
                 for one, answer in zip(asked, answers)]
 
     def _see_changes(self):
-        if self._live and not self.store.writable:
+        if self._live and not self.store.is_alone:
             self.refresh()
 
     def _understand(self, session, known):
@@ -257,13 +257,7 @@ class Index:
         self._live.click(clicks)
 
     def _register(self, ids):
-        """{id: key}; items that were not known are from here on, if the index is writable."""
-        known = self.store.items.find(ids)
-        if self.store.writable and len(known) < len(ids):
-            self.store.put([Row(id, "", NOTHING, None, added=self._clock())
-                            for id in ids if id not in known])
-            known = self.store.items.find(ids)
-        return {id: item.key for id, item in known.items()}
+        return self.store.register(ids, self._clock())
 
     def _encode_keys(self, sessions):
         """The vectors of sessions of keys, a list, None where there is none."""

@@ -6,13 +6,13 @@ import numpy as np
 import polars as pl
 
 from ssr.errors import DataError
-from ssr.retrieval.store import Store
+from ssr.retrieval.engines import open_store
 
 
 def vectors_table(path):
     """A polars.DataFrame of all candidates of the index in a directory: id, text and vector
     <float32>[dim]. Raises DataError where there are none, StoreError."""
-    with Store(path) as store:
+    with open_store(path) as store:
         tables = [pl.DataFrame({
             "id": [item.id for item in stored], "text": [item.text for item in stored],
             "vector": pl.Series(np.stack([item.vector for item in stored]),

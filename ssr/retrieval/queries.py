@@ -17,7 +17,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
-from ssr.retrieval.filters import EVERYTHING, Attributes, Filter, check_filter
+from ssr.retrieval.filters import EVERYTHING, Filter, check_filter, conditions_of, spread
 from ssr.retrieval.values import Answer, Hit
 
 ENOUGH = 100.0  # clicks, as Stream.volume counts them, from which on clicks alone come first
@@ -77,10 +77,9 @@ class Queries:
         <int>[V], how often the items of the model were clicked in training; clock: seconds since
         1970"""
         self._store, self._live, self._scoring, self._clock = store, live, scoring, clock
-        self._attributes = Attributes(store.items)
         items = np.argsort(-item_clicks, kind="stable")[:np.count_nonzero(item_clicks)]
-        # Item i of the model is the row of key i + 1: a build writes them first, in order.
-        self._popular, self._clicks = items + 1, item_clicks
+        self._popular = store.model_keys(len(item_clicks))[items]
+        self._clicks = dict(zip(self._popular.tolist(), item_clicks[items].tolist()))
 
     def answer(self, asked, wanted):
         """A list of Answer. asked: a list of Asked, with `user`; wanted: a Wanted
@@ -90,8 +89,8 @@ class Queries:
         filter, among = wanted.filter, None
         check_filter(filter)
         if filter.selects():
-            among = self._attributes.select(
-                filter, self._clock() if wanted.now is None else wanted.now)
+            now = self._clock() if wanted.now is None else wanted.now
+            among = self._store.select(conditions_of(filter, now))
         self._rank(asked, wanted, among)
         texts = self._store.items.texts(sorted({key for one in asked for key, _, _ in one.ranked}))
         return [Answer([Hit(texts[key][0], score, texts[key][1], source)
@@ -108,7 +107,8 @@ class Queries:
             short = []
             for one in asked:
                 is_all = len(one.ranked) < wanted.k
-                one.ranked = self._attributes.spread(one.ranked, at_most, k)
+                fields = self._store.fields([key for key, _, _ in one.ranked])
+                one.ranked = spread(one.ranked, fields, at_most, k)
                 if len(one.ranked) < k and not is_all:
                     short.append(one)
             asked, wanted = short, wanted._replace(k=wanted.k * MORE)
@@ -157,13 +157,10 @@ class Queries:
 
     def _add_popular(self, one, wanted, among):
         """The same with what was clicked most in training."""
-        taken, keys = _taken(one, wanted), self._popular
-        if among is not None:
-            keys = keys[(keys < len(among)) & among[np.minimum(keys, len(among) - 1)]]
-        for start in range(0, len(keys), AT_A_TIME):
-            part = keys[start:start + AT_A_TIME]
-            part = part[~np.isnan(self._store.searched_vectors(part)[:, 0])]
-            one.ranked += [(key, float(self._clicks[key - 1]), "popular")
+        taken = _taken(one, wanted)
+        for start in range(0, len(self._popular), AT_A_TIME):
+            part = self._store.candidates(self._popular[start:start + AT_A_TIME], among)
+            one.ranked += [(key, float(self._clicks[key]), "popular")
                            for key in part.tolist() if key not in taken]
             if len(one.ranked) >= wanted.k:
                 del one.ranked[wanted.k:]

@@ -24,9 +24,11 @@ import threading
 import numpy as np
 
 from ssr.errors import StoreError
+from ssr.retrieval.bag import NOTHING
 from ssr.retrieval.builds import current_build, lock
+from ssr.retrieval.filters import Attributes
 from ssr.retrieval.items import Items, create_items, set_meta
-from ssr.retrieval.rows import Row  # noqa: F401  for put
+from ssr.retrieval.rows import Row
 from ssr.retrieval.vectors import (
     DEFAULT_SEARCH,
     RECALL_AT,
@@ -80,18 +82,16 @@ class Latch:
 class Store:
     """An open index; every method may be called from any thread.
 
-    path: of the index; directory: of the build that is open, for the caller's files in it
-    items: what is underneath, to be read (items.Items)
-    dim: columns of the vectors; details: what create was given
-    change: the number of the last change that a search knows of
+    As engines.Store; items is an items.Items, change what a search knows of.
     """
 
     def __init__(self, path, writable=False):
         """Raises StoreError."""
         self.path, self.writable = path, writable
+        self.is_alone = writable  # one process at a time writes
         self._latch = Latch()  # around faiss
         self._changing = threading.Lock()  # held by who brings the faiss index up to date
-        self.items = None
+        self.items = self._attributes = None
         self.directory = current_build(path)
         self._lock = lock(path) if writable else None
         try:
@@ -107,6 +107,7 @@ class Store:
         try:
             self.items = Items(os.path.join(self.directory, "items.sqlite"), self.writable)
             self._vectors, self.change = _load(self.items, self.directory)
+            self._attributes = Attributes(self.items)
             self._unsaved = 0  # rows that changed since the faiss file was written
             self.refresh()
         except (StoreError, OSError):
@@ -167,17 +168,38 @@ class Store:
         self._unsaved += len(changed)
 
     def search(self, vectors, k, among=None):
-        """The k candidates with the largest inner products.
-
-        vectors: <float32>[n, dim]
-        among: <bool>[keys], which of them may be returned; None: all
-        returns scores <float32>[n, m], keys <int64>[n, m], best first, m at most k; a key of -1,
-        after all others, where there were no more
-        """
-        if not self.writable and self.items.newest_change() != self.change:
+        """As of engines.Store."""
+        if not self.is_alone and self.items.newest_change() != self.change:
             self.refresh()
         with self._latch.reading():
-            return self._vectors.search(np.ascontiguousarray(vectors, np.float32), k, among)
+            return self._vectors.search(np.ascontiguousarray(vectors, np.float32), k,
+                                        among and among.mask)
+
+    def select(self, conditions):
+        """As of engines.Store."""
+        return self._attributes.select(conditions)
+
+    def fields(self, keys):
+        """As of engines.Store."""
+        return self._attributes.fields(keys)
+
+    def candidates(self, keys, among=None):
+        """As of engines.Store."""
+        keys = keys if among is None else keys[among(keys)]
+        return keys[~np.isnan(self.searched_vectors(keys)[:, 0])]
+
+    def model_keys(self, count):
+        """As of engines.Store: a build writes them first, in order."""
+        return np.arange(1, count + 1)
+
+    def register(self, ids, added):
+        """As of engines.Store. Ids that were not known are from here on, as items without text and
+        vector, if the store is writable; else they are left out."""
+        known = self.items.find(ids)
+        if self.writable and len(known) < len(ids):
+            self.put([Row(id, "", NOTHING, None, added=added) for id in ids if id not in known])
+            known = self.items.find(ids)
+        return {id: item.key for id, item in known.items()}
 
     def searched_vectors(self, keys):
         """What a search compares with: <float32>[n, dim] of keys <int64>[n], not-a-number for those
