@@ -38,6 +38,7 @@ from ssr.retrieval.flags import (
     open_index,
 )
 from ssr.retrieval.live_settings import change_live, read_live
+from ssr.retrieval.redis_clicks import without_password
 from ssr.retrieval.values import Item, enumerated, printable
 
 logger = logging.getLogger("retrieve")
@@ -138,9 +139,11 @@ def remove(args):
 
 def live(args):
     """Makes an index live, or changes its settings, and prints them."""
-    settings = change_live(args.index_dir, *live_flags(args))
+    settings = change_live(args.index_dir, **live_flags(args))
     print(f"live candidate_age:{settings.candidate_age / 3600:g}")
     print(settings.scoring.to_json())
+    if settings.clicks:
+        print(f"clicks:{printable(without_password(settings.clicks))}")
     return 0
 
 

@@ -324,7 +324,7 @@ def memory_of(path):
     """The peak of a process that opens an index, in MB, all imports included."""
     # Not getrusage: its peak begins with that of the process that this one was made by.
     code = (f"import sys; sys.path.insert(0, {common.ROOT!r}); import ssr.retrieval.index as i; "
-            f"i.Store({path!r}); print(open('/proc/self/status').read())")
+            f"i.open_store({path!r}); print(open('/proc/self/status').read())")
     status = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True,
                             text=True).stdout
     return int(status.split("VmHWM:")[1].split()[0]) // 1024

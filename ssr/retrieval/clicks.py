@@ -89,7 +89,10 @@ class ClickLog:
     memory until it can.
 
     path: of the database; a log that is only read may not be there yet
+    is_shared: whether other processes append too; keeps_users: whether vectors are kept
     """
+
+    is_shared, keeps_users = False, True
 
     def __init__(self, path, writable):
         """Raises StoreError."""

@@ -29,8 +29,8 @@ class Store(Protocol):
     writable: whether it takes changes; is_alone: whether nobody else makes any while it is open
     dim: columns of the vectors; details: a dict, what the build was given
     change: the number of the last change that it knows of
-    items: what is read of single items: find, texts, bags, vector, removed, scan, counts and browse
-        of items.Items
+    items: what is read of single items: find, texts, bags, vector, scan, counts and browse of
+        items.Items
     """
 
     path: str
@@ -59,6 +59,9 @@ class Store(Protocol):
 
     def fields(self, keys):
         """{key: tokens} of those of the keys that have any fields."""
+
+    def removed(self):
+        """The keys of the items that were removed, a set."""
 
     def model_keys(self, count):
         """The keys of the first items of the model, in its order: <int64>[count]"""

@@ -10,6 +10,7 @@ from ssr.errors import DataError
 from ssr.news import AGE, Scoring, read_scoring
 from ssr.retrieval.filters import Filter
 from ssr.retrieval.live_settings import read_live
+from ssr.retrieval.redis_clicks import check_address
 
 
 def add_live(parser):
@@ -24,6 +25,9 @@ def add_live(parser):
     add_flag("--candidate_age", type=commands.number(float, 0.001), metavar="HOURS",
              help="for how long after its last click an item is ranked by clicks; "
              f"{AGE / 3600:g} for an index that becomes live")
+    add_flag("--clicks", metavar="URI", help="of a Redis, redis://HOST:6379/0, over which several "
+             "servers share the clicks; those of the index when not given, and without one a file "
+             "in --index_dir")
 
 
 def add_filter(parser):
@@ -85,16 +89,20 @@ def engine_of(args):
 
 
 def live_flags(args):
-    """(Scoring or None, seconds or None) that the flags name. Raises DataError, StoreError."""
+    """What the flags name, for Index.open and change_live: scoring, candidate_age in seconds,
+    clicks; each None where it is not given. Raises DataError, StoreError."""
     age = None if args.candidate_age is None else args.candidate_age * 3600
-    return _scoring(args.index_dir, args.scoring, args.weight), age
+    if args.clicks is not None:
+        check_address(args.clicks)
+    return {"scoring": _scoring(args.index_dir, args.scoring, args.weight), "candidate_age": age,
+            "clicks": args.clicks}
 
 
 def open_index(args, writable=False):
     """The Index that --index_dir and the flags of add_live name. Raises UserError."""
     from ssr.retrieval.index import Index  # here: help and wrong flags need no Paddle
 
-    return Index.open(args.index_dir, writable, *live_flags(args))
+    return Index.open(args.index_dir, writable, **live_flags(args))
 
 
 def _scoring(index_dir, path, weights):

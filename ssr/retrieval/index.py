@@ -26,6 +26,7 @@ from ssr.retrieval.live import Catalogue, LiveClicks
 from ssr.retrieval.live_settings import CLICKS_FILE, live_settings
 from ssr.retrieval.model_copy import load_encoder
 from ssr.retrieval.queries import Asked, Queries, Wanted
+from ssr.retrieval.redis_clicks import RedisLog
 from ssr.retrieval.rows import Row
 from ssr.retrieval.values import Added, Item, Removed, check_item, enumerated
 
@@ -53,19 +54,19 @@ class Index:
         self.candidate_age = live and live.candidate_age
         self._clock, self._live = clock, None
         if live:
+            removed, self._removed_at = store.removed(), store.change
             catalogue = Catalogue(store.details["digest"], store.dim, self._register,
                                   self._encode_keys, store.items.vector)
             self._live = LiveClicks(
-                ClickLog(os.path.join(store.path, CLICKS_FILE), store.writable), store.writable,
-                catalogue, live.candidate_age, clock,
+                _open_log(store, live), store.writable, catalogue, live.candidate_age, clock,
                 os.path.join(store.directory, live_snapshot.FILE))
-            self._removed_at = store.change
-            self._live.set_withdrawn(store.items.removed())
+            self._live.set_withdrawn(removed)
         self._queries = Queries(store, self._live, self.scoring,
                                 encoder.model.item_clicks.numpy(), clock)
 
     @classmethod
-    def open(cls, path, writable=False, scoring=None, candidate_age=None, clock=time.time):
+    def open(cls, path, writable=False, scoring=None, candidate_age=None, clock=time.time,
+             clicks=None):
         """The index in a directory. One process at a time opens it writable; others see what that
         one has changed at their next query. One in Milvus any number of processes open writable.
 
@@ -73,12 +74,13 @@ class Index:
             one that is live is scored by this one as long as it is open
         candidate_age: for an index that becomes live, 24 hours if not given; one that is live has
             its own, and another one is an error
+        clicks: the address of the Redis that has the clicks, as scoring
         Raises StoreError, SetupError, DataError.
         """
         while True:
             store = open_store(path, writable)
             try:
-                live = live_settings(path, writable, scoring, candidate_age)
+                live = live_settings(path, writable, scoring, candidate_age, clicks)
                 encoder, vocabulary = load_encoder(store.directory, store.details)
                 if live and encoder.stand_in_length is None:
                     encoder = encoder.with_stand_ins(_clicked_bags(store, encoder))
@@ -111,7 +113,7 @@ class Index:
             self._live.refresh()
             if self.store.change != self._removed_at:
                 self._removed_at = self.store.change
-                self._live.set_withdrawn(self.store.items.removed())
+                self._live.set_withdrawn(self.store.removed())
 
     def warm_up(self):
         """Does what the first query and the first Chinese text would have to wait for."""
@@ -308,6 +310,16 @@ class Index:
         if self._live:
             self._live.withdraw(item.key for item in self.store.items.find(ids).values())
         return Removed(len(ids) - len(unknown), unknown)
+
+
+def _open_log(store, live):
+    """The log of the clicks of a live index."""
+    if live.clicks:
+        return RedisLog(live.clicks, store.writable)
+    if store.writable and not store.is_alone:
+        raise DataError(f"{store.path} is open for writing in several processes, which share the "
+                        "clicks over a Redis: --clicks redis://HOST:6379/0")
+    return ClickLog(os.path.join(store.path, CLICKS_FILE), store.writable)
 
 
 def _clicked_bags(store, encoder):

@@ -90,6 +90,8 @@ class LiveClicks:
             if snapshot:
                 self._resume()
             self._catch_up()
+            if log.is_shared:
+                log.follow(self._take_over)
         except BaseException:
             self._log.close()
             raise
@@ -125,8 +127,7 @@ class LiveClicks:
             return
         state, arrays = found
         if state.get("identity") != self._identity or self._now < state["now"] - LEAD \
-                or self._log.model() != self._catalogue.model \
-                or self._log.row(state["last"][0]) != state["last"]:
+                or not self._is_ours() or self._log.row(state["last"][0]) != state["last"]:
             return logger.info("%s is of another model, clock or log: the clicks are read from the "
                                "log", self._snapshot)
         self._stream = Stream.from_arrays(arrays, self._catalogue.vector)
@@ -151,7 +152,7 @@ class LiveClicks:
                 if not self._snapshot or self._is_placed or self._stream.clock > self._now + LEAD:
                     return
                 self._log.flush()
-                last = self._log.row()
+                last = self._log.row(self._read_to if self._log.is_shared else None)
                 if last is None:
                     return
                 with self._changing:
@@ -206,17 +207,29 @@ class LiveClicks:
         stamped = [self._stamped(click, now) for click in clicks]
         with self._writing:
             self._log.check_room(len(stamped))
-            users = self._apply(stamped)
-            self._log.append(stamped, users)
-            self._note(stamped)
+            if self._log.is_shared:  # they count when and where they are read, as for the others
+                self._log.append(stamped)
+                self._read_log()
+            else:
+                self._log.append(stamped, self._apply(stamped))
+                self._note(stamped)
         self.clicks_ahead += sum(click.time is not None and click.time > now + LEAD
                                  for click in clicks)
+        self._tidy(now)
+
+    def _tidy(self, now):
         if abs(now - self._tidied) > TIDY_EVERY:
             self._tidied = now
             with self._writing:
                 self._sessions.forget(now - SESSION_AGE)
             self._prune()
         self._save_now_and_then()
+
+    def _take_over(self):
+        """Takes in what other processes have appended to the log."""
+        now = self.now()
+        self._catch_up()
+        self._tidy(now)
 
     def _note(self, clicks):
         """That clicks, or published items, are in the Stream."""
@@ -263,7 +276,10 @@ class LiveClicks:
                     self._stream.publish(key, now, vector)
             published = [Click(None, id, now) for id in items]
             self._log.append(published, [None] * len(items), True)
-            self._note(published)
+            if self._log.is_shared:
+                self._read_log()
+            else:
+                self._note(published)
 
     def withdraw(self, keys):
         """Items are no candidates any more, however often they are clicked."""
@@ -301,7 +317,7 @@ class LiveClicks:
     def _read_log(self):
         """What the log has and the Stream does not. Where its vectors are another model's, all of
         them are made anew and, by who writes, stored."""
-        ours = self._log.model() == self._catalogue.model
+        ours = self._is_ours()
         if ours:
             self._renewed = {}
         for rows in self._log.read(self._read_to, self._now - self.age if ours else NEVER):
@@ -311,6 +327,8 @@ class LiveClicks:
                 clicks = [row.click for row in part]
                 if published:
                     self._publish_again(clicks)
+                elif not self._log.keeps_users:
+                    self._apply(clicks)
                 elif ours:
                     self._apply(clicks, [self._checked(row.user) for row in part])
                 else:
@@ -319,6 +337,10 @@ class LiveClicks:
         if self._writable and not ours:
             self._log.set_users(self._renewed, self._catalogue.model)
             self._renewed = {}
+
+    def _is_ours(self):
+        """Whether the log has no vectors of another model."""
+        return not self._log.keeps_users or self._log.model() == self._catalogue.model
 
     def _placed(self, row):
         """The click of a row. One that lies in the future came when those before it did."""

@@ -188,6 +188,10 @@ class Store:
         keys = keys if among is None else keys[among(keys)]
         return keys[~np.isnan(self.searched_vectors(keys)[:, 0])]
 
+    def removed(self):
+        """As of engines.Store."""
+        return self.items.removed()
+
     def model_keys(self, count):
         """As of engines.Store: a build writes them first, in order."""
         return np.arange(1, count + 1)
