@@ -14,7 +14,8 @@ lately is ranked by the model, by its readers and by how much it is clicked.
         http://127.0.0.1:8000/clicks
 
 A page to try it is at /, the description of all routes at /docs and /openapi.json, measurements for
-Prometheus at /metrics. The server is one process, and the one that writes the index.
+Prometheus at /metrics. The server is the one that writes the index: a single process, or the first
+of several (--workers). Others may read it at the same time (--read_only).
 """
 
 from __future__ import annotations
@@ -33,22 +34,37 @@ logger = logging.getLogger("serve")
 
 
 def serve(args):
-    """Serves until a signal comes."""
-    from ssr.service.app import make_app  # here: help and wrong flags need none of it
-    from ssr.service.server import listen
+    """Serves until a signal comes. Returns the exit code."""
+    from ssr.service.server import listen  # here: help and wrong flags need none of it
+    from ssr.service.workers import Workers
+
+    with listen(args.host, args.port, args.max_connections) as listener:
+        host, port = listener.getsockname()[:2]
+        if not args.token and not args.read_only and not host.startswith("127.") and host != "::1":
+            logger.warning("anyone who can reach %s can change the index: set SSR_TOKEN", host)
+
+        def tell():
+            print(f"serving {args.index_dir} on http://{f'[{host}]' if ':' in host else host}:"
+                  f"{port}", flush=True)
+
+        if args.workers == 1:
+            return serve_index(args, listener, tell)
+        return Workers(args.workers, not args.read_only,
+                       lambda member: serve_index(args, listener, member=member)).run(tell)
+
+
+def serve_index(args, listener, tell=lambda: None, member=None):
+    """One process that serves. tell: called when all is ready; member: of the group.Group that it
+    belongs to, None for the only one"""
+    from ssr.service.app import make_app
     from ssr.service.server import serve as serve_app
 
     limits = Limits(*(getattr(args, name) for name in Limits._fields))
-    with listen(args.host, args.port, args.max_connections) as listener, \
-            open_index(args, writable=True) as index:
+    with open_index(args, writable=not args.read_only and (not member or member.writes)) as index:
         index.warm_up()
-        app = make_app(index, limits, args.token, hosts_of(args))
-        host, port = listener.getsockname()[:2]
-        if not args.token and not host.startswith("127.") and host != "::1":
-            logger.warning("anyone who can reach %s can change the index: set SSR_TOKEN", host)
-        print(f"serving {args.index_dir} on http://{f'[{host}]' if ':' in host else host}:{port}",
-              flush=True)
-        serve_app(app, listener, args.timeout)
+        app = make_app(index, limits, args.token, hosts_of(args), member)
+        tell()
+        serve_app(app, listener, args.timeout, member)
     return 0
 
 
@@ -66,6 +82,10 @@ def make_parser():
     add_flag("--index_dir", default="index", help="directory of the index")
     add_flag("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
     add_flag("--port", type=number(int, 0, 65535), default=8000, help="0: any that is free")
+    add_flag("--workers", type=positive, default=1, help="processes that serve from one port: one "
+             "writes the index, all answer queries; a core each, and the memory of an index each")
+    add_flag("--read_only", action="store_true", help="only queries, beside another process that "
+             "writes the index or on a medium that nobody can write; changes are refused with 403")
     add_flag("--token", help="bearer token that the routes which change something ask for; better "
              "in the environment as SSR_TOKEN, since the list of processes shows flags")
     add_flag("--allowed_hosts", nargs="+", metavar="NAME", help="host names that requests may be "
@@ -84,7 +104,7 @@ def make_parser():
     add_flag("--max_text", type=number(int, 1, MAX_TEXT), default=default.max_text,
              help="bytes of an item's text")
     add_flag("--max_connections", type=positive, default=512,
-             help="connections at a time; further ones are refused")
+             help="connections of a process at a time; further ones are refused")
     add_flag("--timeout", type=number(float, 1), default=20, help="seconds that a client may take "
              "to send a request or to read an answer")
     add_live(parser)

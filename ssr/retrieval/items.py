@@ -131,6 +131,11 @@ class Items:
         with self._asking, self.errors():
             return self._reads.execute(query, parameters).fetchall()
 
+    def version(self):
+        """A number that is another one after somebody has changed the database; much cheaper than
+        to look for the change."""
+        return self.ask("PRAGMA data_version")[0][0]
+
     def _select(self, condition, *parameters):
         """The items of a condition in SQL, a list of StoredItem. Raises StoreError where one is
         damaged."""

@@ -28,6 +28,7 @@ CREATE TABLE items (
     change INTEGER NOT NULL    -- of the last transaction that touched it, from 1 on
 );
 CREATE INDEX items_change ON items (change);
+CREATE INDEX items_removed ON items (key) WHERE removed = 1;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
 

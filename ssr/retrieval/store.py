@@ -109,6 +109,7 @@ class Store:
             self._vectors, self.change = _load(self.items, self.directory)
             self._attributes = Attributes(self.items)
             self._unsaved = 0  # rows that changed since the faiss file was written
+            self._version = None  # of the database, as the faiss index has it
             self.refresh()
         except (StoreError, OSError):
             if not self.is_replaced():
@@ -149,13 +150,19 @@ class Store:
 
     def refresh(self):
         """Brings the faiss index up to what is in the database."""
-        with self._changing:
-            self._catch_up()
+        if self.items.version() != self._version:
+            with self._changing:
+                self._catch_up()
 
     def _catch_up(self):
+        version = self.items.version()
         changed = self.items.changed_since(self.change)
-        if not changed:
-            return
+        if changed:
+            self._take_over(changed)
+        self._version = version
+
+    def _take_over(self, changed):
+        """Into the faiss index. changed: a list of StoredItem"""
         put = [item for item in changed if item.is_candidate]
         drop = np.array([item.key for item in changed if not item.is_candidate], np.int64)
         with self._latch.writing():
@@ -169,7 +176,7 @@ class Store:
 
     def search(self, vectors, k, among=None):
         """As of engines.Store."""
-        if not self.is_alone and self.items.newest_change() != self.change:
+        if not self.is_alone:
             self.refresh()
         with self._latch.reading():
             return self._vectors.search(np.ascontiguousarray(vectors, np.float32), k,

@@ -9,4 +9,7 @@
     page.py       the page to try it, page.html
     app.py        all of this as one ASGI application
     server.py     the process: sockets, connections, signals
+    group.py      what several processes of one server share
+    workers.py    the process that starts them, and starts again those that die
+    forwarding.py changes that come to one which does not write
 """

@@ -12,13 +12,15 @@ from ssr.service.messages import Problems
 from ssr.service.routes import add_routes
 
 
-def make_app(index, limits, token="", allowed_hosts=()):
+def make_app(index, limits, token="", allowed_hosts=(), member=None):
     """The application; app.state.registry is that of its metrics.
 
-    index: a retrieval.Index, open for writing
+    index: a retrieval.Index; where it is not open for writing, changes are handed to the process of
+        the group that writes, or refused
     limits: limits.Limits
     token: what the routes that change something ask for, "" for nothing
     allowed_hosts: names that a request's Host may have, as of guards.AllowedHosts; () for any
+    member: of the group.Group of processes that serve the index, None for the only one
     """
     backend = Backend(index, limits)
 
@@ -39,5 +41,5 @@ def make_app(index, limits, token="", allowed_hosts=()):
         app.add_middleware(guards.AllowedHosts, names=allowed_hosts)
     app.add_middleware(metrics.MeasuredRequests, registry=app.state.registry)
     guards.add_error_handlers(app)
-    add_routes(app, backend, token, app.state.registry)
+    add_routes(app, backend, token, app.state.registry, member)
     return app

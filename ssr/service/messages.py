@@ -180,7 +180,8 @@ class Articles(BaseModel):
 
 
 class Health(BaseModel):
-    status: str
+    status: str = Field(description="`ok`; `reading`: of several processes the one that writes is "
+                        "being started again, and changes have to wait for it")
     model: str
     change: int = Field(description="number of the last change to the index")
     takes_fresh: bool = Field(description="whether items can be added that the model never saw")
@@ -189,6 +190,7 @@ class Health(BaseModel):
         description="of a live index: seconds after its last click that an item is ranked by "
         "clicks, and that a click may be late")
     click_backlog: int = Field(description="clicks that are acknowledged and not on the disk yet")
+    writable: bool = Field(description="whether changes are taken")
     needs_token: bool = Field(description="whether changes need a bearer token")
     max_k: int = Field(description="the most hits that may be asked for")
 

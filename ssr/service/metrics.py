@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import prometheus_client
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 METHODS = ("GET", "PUT", "POST", "DELETE")
@@ -46,6 +47,31 @@ def exposition(registry):
     return prometheus_client.generate_latest(registry)
 
 
+def exposition_of_all(texts):
+    """Those of several processes as one, each sample with the label `worker`. texts: {number of a
+    process: its exposition, bytes}"""
+    families = {}
+    for number, text in texts.items():
+        for family in text_string_to_metric_families(text.decode()):
+            whole = families.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type))
+            whole.samples += [sample._replace(labels={**sample.labels, "worker": str(number)})
+                              for sample in family.samples]
+    return prometheus_client.generate_latest(_Families(families.values()))
+
+
+class _Families:
+    """What a registry is to generate_latest."""
+
+    def __init__(self, families):
+        self.collect = lambda: families
+
+
+def is_of_the_group(scope):
+    """Whether a request comes from another process of this server: that one counts it."""
+    return scope.get("client") is None
+
+
 class MeasuredRequests:
     """Counts and times requests, by route rather than by path: there are as many paths as items."""
 
@@ -58,7 +84,7 @@ class MeasuredRequests:
             ["method", "route"], registry=registry, buckets=BUCKETS)
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
+        if scope["type"] != "http" or is_of_the_group(scope):
             return await self.app(scope, receive, send)
         begin, status = time.perf_counter(), 500
 

@@ -3,6 +3,8 @@
 # Without `from __future__ import annotations`: FastAPI reads the annotations of functions within
 # functions, and strings could not name the models that are local there.
 
+import contextlib
+import http.client
 import urllib.parse
 from typing import Annotated, List, Optional
 
@@ -13,20 +15,25 @@ from pydantic import Field
 
 from ssr.errors import DataError
 from ssr.retrieval import Click, Filter, Item, check_id
-from ssr.service import messages, metrics
+from ssr.service import forwarding, messages, metrics
+from ssr.service.group import WRITER
 from ssr.service.guards import Refused, check_token
 from ssr.service.page import read_page
 
+QUICK = 2.0  # seconds that another process gets to say how it is
 
-def add_routes(app, backend, token, registry):
-    """All routes. token: what those that change something ask for, "" for nothing"""
+
+def add_routes(app, backend, token, registry, member=None):
+    """All routes. token: what those that change something ask for, "" for nothing; member: as of
+    make_app"""
     app.include_router(query_routes(backend))
-    app.include_router(status_routes(backend, bool(token), registry))
+    app.include_router(status_routes(backend, bool(token), registry, member))
+    made_by = forwarding.route_class(backend.index, member)
     changes = fastapi.APIRouter(dependencies=[fastapi.Depends(authorization(token))], responses={
         401: {"description": "the bearer token is missing or wrong"}})
-    changes.include_router(item_routes(backend))
+    changes.include_router(item_routes(backend, made_by))
     if backend.index.is_live:
-        changes.include_router(click_routes(backend))
+        changes.include_router(click_routes(backend, made_by))
     app.include_router(changes)
 
 
@@ -93,9 +100,9 @@ def query_routes(backend):
 # --- changes --------------------------------------------------------------------------------------
 
 
-def item_routes(backend):
-    """The routes that change items."""
-    router, max_batch = fastapi.APIRouter(), backend.limits.max_batch
+def item_routes(backend, made_by):
+    """The routes that change items. made_by: the class of routes, of forwarding.route_class"""
+    router, max_batch = fastapi.APIRouter(route_class=made_by), backend.limits.max_batch
     Content, ItemMessage = messages.make_items(backend.limits)
 
     @router.put("/items/{id:path}", response_model=messages.AddedMessage)
@@ -133,9 +140,9 @@ def item_routes(backend):
     return router
 
 
-def click_routes(backend):
-    """The routes that take clicks in."""
-    router, max_batch = fastapi.APIRouter(), backend.limits.max_batch
+def click_routes(backend, made_by):
+    """The routes that take clicks in. made_by: as of item_routes"""
+    router, max_batch = fastapi.APIRouter(route_class=made_by), backend.limits.max_batch
     unavailable = {503: {"model": messages.Problems, "description": "not taken in, since too many "
                          "clicks wait for the disk: to be sent again later"}}
 
@@ -176,28 +183,45 @@ PathId = Annotated[str, fastapi.Depends(path_id)]
 # --- status ---------------------------------------------------------------------------------------
 
 
-def status_routes(backend, needs_token, registry):
+def status_routes(backend, needs_token, registry, member=None):
     """The page, and the routes that tell how the service is."""
     router, index = fastapi.APIRouter(), backend.index
     page, headers = read_page()
+    forwarder = forwarding.Forwarder(member) if member and member.has_other_writer else None
 
     @router.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def show_page():
         return HTMLResponse(page, headers=headers)
 
     @router.get("/healthz", response_model=messages.Health)
-    async def health():
+    async def health(request: fastapi.Request):
         """Whether the server answers, and from what."""
+        if forwarder and member.group.is_up(WRITER):
+            with contextlib.suppress(Refused):  # it knows how many clicks wait
+                return await forwarder.forward(request, QUICK)
         return JSONResponse({
-            "status": "ok", "model": backend.model, "change": index.change,
-            "takes_fresh": index.takes_fresh, "live": index.is_live,
+            "status": "reading" if forwarder else "ok", "model": backend.model,
+            "change": index.change, "takes_fresh": index.takes_fresh, "live": index.is_live,
             "candidate_age": index.candidate_age, "click_backlog": index.click_backlog(),
-            "needs_token": needs_token, "max_k": backend.limits.max_k})
+            "writable": index.store.writable, "needs_token": needs_token,
+            "max_k": backend.limits.max_k})
 
     @router.get("/metrics", response_class=Response,
                 responses={200: {"content": {metrics.CONTENT_TYPE: {}}}})
-    def expose_metrics():
-        """For Prometheus."""
-        return Response(metrics.exposition(registry), media_type=metrics.CONTENT_TYPE)
+    def expose_metrics(request: fastapi.Request):
+        """For Prometheus; of several processes each has its label `worker`."""
+        own = metrics.exposition(registry)
+        if member and not metrics.is_of_the_group(request.scope):
+            own = metrics.exposition_of_all({member.number: own, **_metrics_of_others(member)})
+        return Response(own, media_type=metrics.CONTENT_TYPE)
 
     return router
+
+
+def _metrics_of_others(member):
+    """{number: exposition} of the other processes that answer."""
+    texts = {}
+    for number in member.others():
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            texts[number] = member.group.ask(number, "GET", "/metrics", timeout=QUICK)[2]
+    return texts

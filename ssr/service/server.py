@@ -26,11 +26,12 @@ OTHER_FILES = 128  # that the process has open beside its connections, with some
 TICKS = 10  # of uvicorn, 0.1 s each, between two looks at the connections
 
 
-def serve(app, listener, timeout):
+def serve(app, listener, timeout, member=None):
     """Serves an application until a signal comes.
 
     app: of app.make_app; listener: of listen
     timeout: seconds that a client may take to send a request, or to read an answer
+    member: of the Group that shares the listener (group.Member), None for the only process
     """
     # uvicorn raises the signal again once it has ended in good order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -42,7 +43,9 @@ def serve(app, listener, timeout):
     config = uvicorn.Config(app, loop="asyncio", ws="none", log_level="warning", access_log=False,
                             server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=GRACE)
     logging.getLogger("uvicorn.error").addFilter(InvalidRequests(app.state.registry))
-    Server(config, timeout).run(sockets=[listener])
+    listener.member = member
+    Server(config, timeout, listener, member).run(
+        sockets=[listener, member.socket] if member else [listener])
 
 
 class InvalidRequests(NoRepetitions):
@@ -102,7 +105,10 @@ class Listener(socket.socket):
     Otherwise silent connections would use up the files that a process may open, and asyncio would
     try to accept more of them again and again, with a traceback each time.
 
+    It hands out one at a time, so that whoever shares it has a part in many that come at once.
+
     max_connections: how many; refused: how many were too many so far
+    member: of the Group that shares it, None for nobody
     """
 
     REFUSAL = (b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
@@ -111,12 +117,17 @@ class Listener(socket.socket):
     def __init__(self, listening, max_connections):
         """listening: a socket that listens, whose place this one takes"""
         super().__init__(listening.family, listening.type, listening.proto, listening.detach())
-        self.max_connections, self.refused = max_connections, 0
+        self.max_connections, self.refused, self.member = max_connections, 0, None
         self._connections = []  # among them some that are closed by now
+        self._is_turn_over = False
 
     def accept(self):
         """The next connection and its address. Raises BlockingIOError where there is none that may
-        stay."""
+        stay, or that should come here now."""
+        if self.member and (self._is_turn_over or self.member.leaves_to_others(self.count())):
+            self._is_turn_over = False
+            raise BlockingIOError
+        self._is_turn_over = True
         connection, address = super().accept()
         if len(self._connections) < self.max_connections \
                 or self.count() < self.max_connections:
@@ -153,16 +164,22 @@ class Server(uvicorn.Server):
     also ends connections whose client has not sent a whole request in time, be it silent or slow,
     or has not read the answer."""
 
-    def __init__(self, config, timeout):
-        """timeout: in seconds"""
+    def __init__(self, config, timeout, listener, member=None):
+        """timeout: in seconds; listener: of listen; member: of the Group that shares it"""
         super().__init__(config)
-        self._timeout = timeout
+        self._timeout, self._listener, self._member = timeout, listener, member
         self._waiting = {}  # what a connection waits for its client to do: since when
 
     async def on_tick(self, counter):
+        if self._member:
+            self._member.set_connections(self._listener.count())
         if counter % TICKS == 0:
             self._end_slow_connections(time.monotonic())
         return await super().on_tick(counter)
+
+    def handle_exit(self, number, frame):
+        if not (self._member and number == signal.SIGINT):  # Ctrl-C: the first process sees to it
+            super().handle_exit(number, frame)
 
     def _end_slow_connections(self, now):
         waiting = {}
