@@ -87,6 +87,8 @@ def large(tmp_path, monkeypatch):
     """A sample with enough sessions for a hundred steps of 40."""
     make_sample.write_sample(str(tmp_path), num_items=300, train_sessions=4030, test_sessions=10,
                              seed=2)
+    vectors = np.random.default_rng(3).normal(size=(300, 5)).astype(np.float32)
+    np.save(tmp_path / "item_vectors.npy", vectors)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -97,7 +99,8 @@ def large(tmp_path, monkeypatch):
     # its full rate Adam makes of rounding a step of another direction.
     ["--recipe", "strong", "--pooling", "max_recent_clicks", "--dropout", "0", "--num_negatives",
      "50", "--base_lr", "0.0005"],
-    ["--item_tokens", "item_tokens.txt", "--id_dropout", "0.3"]])
+    ["--item_tokens", "item_tokens.txt", "--id_dropout", "0.3", "--item_vectors",
+     "item_vectors.npy"]])
 def test_two_devices_reach_the_parameters_of_one(large, kind):
     """At the same global batch, after 100 steps, with sparse gradients of the table."""
     flags = [*SMALL, *kind, "--epochs", "1"]

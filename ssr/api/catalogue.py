@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Mapping
 
 import numpy as np
+import polars as pl
 
 from ssr.api.clicks import as_raw_id, is_path, raw_ids_of
 from ssr.errors import DataError
@@ -13,8 +14,9 @@ from ssr.files import items_digest, write_text
 from ssr.preparation.text import ItemText, field_tokens, read_items
 from ssr.retrieval.checkpoint import load_model, max_len_of
 from ssr.retrieval.encoder import IdEncoder, clicked_items
-from ssr.retrieval.values import Added, Item, check_item, enumerated
-from ssr.training.content import ItemContent, ItemTokens, item_tokens_path, load_item_tokens
+from ssr.retrieval.values import Added, Item, check_item, check_vector, enumerated
+from ssr.training.content import ContentFiles, ItemContent, ItemTokens, read_content
+from ssr.training.item_vectors import checked, is_parquet, vectors_of_table
 
 
 class Catalogue:
@@ -22,14 +24,17 @@ class Catalogue:
 
     raw_ids, texts: lists of str, of the item with the number i in place i
     encoder: IdEncoder of all of them
-    added: {raw id: ItemText} of those that were added by their text, or given another one
+    added: {raw id: ItemText} of those that were added, or replaced, since training
+    added_vectors: {raw id: <float32>[dim]} of those of these that have a pretrained vector
     """
 
-    def __init__(self, raw_ids, texts, model, max_len, tokens, added=None):
-        """model: SequenceSemanticRetrieval; max_len: as of IdEncoder; tokens: ItemTokens, None for
-        a model without content"""
-        self.raw_ids, self.texts, self.added = raw_ids, texts, added or {}
-        self._model, self._max_len, self._tokens = model, max_len, tokens
+    def __init__(self, raw_ids, texts, model, max_len, tokens, vectors, added=None,
+                 added_vectors=None):
+        """model: SequenceSemanticRetrieval; max_len: as of IdEncoder; tokens: ItemTokens of all
+        items; vectors: ItemVectors, of the items of training; None for a model without them"""
+        self.raw_ids, self.texts = raw_ids, texts
+        self.added, self.added_vectors = added or {}, added_vectors or {}
+        self._model, self._max_len, self._tokens, self._vectors = model, max_len, tokens, vectors
         self.encoder = self.encoder_of(len(raw_ids))
 
     @classmethod
@@ -46,11 +51,9 @@ class Catalogue:
         texts = [""] * len(raw_ids)
         if directory.items:
             texts = [item.text for item in read_items(directory.items).values()]
-        tokens = None
-        if sizes["num_tokens"]:
-            path = item_tokens_path(checkpoint.meta, directory.item_tokens)
-            tokens = load_item_tokens(path, len(raw_ids), sizes["num_tokens"])
-        return cls(raw_ids, texts, load_model(checkpoint), max_len_of(checkpoint.meta), tokens)
+        files = ContentFiles(directory.item_tokens, directory.item_vectors, directory.items)
+        content = read_content(files.as_trained(checkpoint.meta), len(raw_ids), sizes)
+        return cls(raw_ids, texts, load_model(checkpoint), max_len_of(checkpoint.meta), *content)
 
     def __len__(self):
         return len(self.raw_ids)
@@ -72,41 +75,131 @@ class Catalogue:
 
     def encoder_of(self, size):
         """An IdEncoder of so many items: behind those that there are come unknown ones."""
-        clicked, content = clicked_items(self._model, size), None
-        if self._tokens is not None:
-            offsets = np.pad(self._tokens.offsets, (0, size + 1 - len(self._tokens.offsets)),
-                             mode="edge")
-            content = ItemContent(clicked, self._tokens._replace(offsets=offsets),
-                                  token_row=self._model.vocab_size)
+        tokens, vectors = self._tokens, self._vectors
+        if tokens is None and vectors is None:
+            return IdEncoder(self._model, None, self._max_len, size)
+        if tokens is not None:
+            tokens = tokens._replace(offsets=np.pad(
+                tokens.offsets, (0, size + 1 - len(tokens.offsets)), mode="edge"))
+        if vectors is not None:
+            nothing = np.zeros(vectors.dim, np.float32)
+            vectors = vectors.with_others(
+                {self.numbers[raw]: self.added_vectors.get(raw, nothing) for raw in self.added},
+                size)
+        content = ItemContent(clicked_items(self._model, size), tokens, vectors=vectors,
+                              token_row=self._model.vocab_size)
         return IdEncoder(self._model, content, self._max_len, size)
 
-    def extended(self, items, vocabulary):
-        """(another Catalogue, Added): with more items, or with other texts of those that it has.
+    def vectors_of(self, ids):
+        """The pretrained vectors of those of some raw ids that have one: {raw id: <float32>[dim]}.
+        """
+        content = self.encoder.content
+        known = self.known(ids)
+        if content is None or content.vectors is None or not known:
+            return {}
+        return {self.raw_ids[number]: vector
+                for number, vector in zip(known, content.vectors.of(np.array(known)))
+                if content.vectors.is_there[number]}
+
+    def extended(self, items, vectors, vocabulary):
+        """(another Catalogue, Added): with more items, or with others in place of those that it
+        has.
 
         items: {raw id: ItemText}
-        vocabulary: text.TokenVocabulary of the model, None for one without content
-        Raises DataError where the model knows no content.
+        vectors: {raw id: <float32>[dim]}, of some of them
+        vocabulary: text.TokenVocabulary of the model, None for one without tokens
+        Raises DataError where the model knows no content, or no such vectors.
         """
-        if vocabulary is None:
+        self._check_vectors(vectors)
+        if vocabulary is None and self._vectors is None:
             raise DataError(f"{enumerated(list(items))}: the model was trained without content, it "
                             "knows an item by its clicks alone: train with texts to add items")
         new = [raw for raw in items if raw not in self.numbers]
         raw_ids, texts = self.raw_ids + new, self.texts + [""] * len(new)
         numbers = {**self.numbers, **{raw: len(self) + place for place, raw in enumerate(new)}}
-        bags = np.split(self._tokens.tokens, self._tokens.offsets[1:-1])
-        bags += [np.empty(0, np.int32)] * len(new)
         for raw, item in items.items():
             texts[numbers[raw]] = " ".join(item.text.split())
-            bags[numbers[raw]] = vocabulary.encode(*item).astype(np.int32)
-        tokens = ItemTokens(np.concatenate(bags), np.cumsum([0, *map(len, bags)]),
-                            self._tokens.num_tokens)
-        extended = Catalogue(raw_ids, texts, self._model, self._max_len, tokens,
-                             {**self.added, **items})
+        tokens = None
+        if vocabulary is not None:
+            tokens = self._tokens_with({numbers[raw]: vocabulary.encode(*item).astype(np.int32)
+                                        for raw, item in items.items()}, len(raw_ids))
+        kept = {raw: vector for raw, vector in self.added_vectors.items() if raw not in items}
+        extended = Catalogue(raw_ids, texts, self._model, self._max_len, tokens, self._vectors,
+                             {**self.added, **items}, {**kept, **vectors})
         without = [raw for raw in items if not extended.encoder.has_vector[numbers[raw]]]
         had = self.encoder.has_vector
         replaced = sum(raw in self.numbers and bool(had[self.numbers[raw]])
                        for raw in {*items}.difference(without))
         return extended, Added(len(items) - len(without) - replaced, replaced, without)
+
+    def _tokens_with(self, others, size):
+        """ItemTokens of size items, of which some have others than here. others: {item:
+        <int32>[n]}"""
+        bags = np.split(self._tokens.tokens, self._tokens.offsets[1:-1])
+        bags += [np.empty(0, np.int32)] * (size - len(bags))
+        for item, bag in others.items():
+            bags[item] = bag
+        return ItemTokens(np.concatenate(bags), np.cumsum([0, *map(len, bags)]),
+                          self._tokens.num_tokens)
+
+    def _check_vectors(self, vectors):
+        dim = self._model.item_vector_dim
+        for raw, vector in vectors.items():
+            if len(vector) != dim:
+                raise DataError(f"the vector of {raw!r} has {len(vector)} numbers, and the model "
+                                + (f"takes vectors of {dim}" if dim else
+                                   "takes none: it was trained without item_vectors"))
+
+
+# --- vectors, as a caller gives them --------------------------------------------------------------
+
+
+def as_vectors(vectors, name="vectors", needed=()) -> dict:
+    """{raw id: numbers}, a table of polars with the columns id and vector or the path of such a
+    file of Parquet as {raw id: <float32>[dim]}, without those that are null or zeros.
+
+    needed: raw ids that must be there, if only with null. Raises DataError.
+    """
+    if is_path(vectors):
+        if not is_parquet(vectors):
+            raise DataError(f"{vectors} is not Parquet, with the columns id and vector")
+        scan, name = pl.scan_parquet(vectors), str(vectors)
+    elif isinstance(vectors, Mapping):
+        scan = _table_of_dict(vectors, name).lazy()
+    elif isinstance(vectors, (pl.DataFrame, pl.LazyFrame)):
+        scan = vectors.lazy()
+    else:
+        raise DataError(f"{name}: a dict, {{raw id: numbers}}, a table of polars with the columns "
+                        "id and vector, or the path of such a file of Parquet, not "
+                        f"{type(vectors).__name__}")
+    try:
+        ids = scan.select(pl.col("id").cast(pl.String)).collect()["id"].to_list()
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{name}: no column of ids: {str(error).splitlines()[0][:200]}") from error
+    missing = [id for id in needed if id not in {*ids}]
+    if missing:
+        raise DataError(f"{name}: nothing about {enumerated(missing)}: each item needs a vector, "
+                        "None where it has none")
+    read = checked(name, *vectors_of_table(scan, name, ids))
+    return {raw: vector for raw, vector, is_there in zip(ids, read.values, read.is_there)
+            if is_there}
+
+
+def _table_of_dict(vectors, name):
+    made = {}
+    for id, vector in vectors.items():
+        raw = str(as_raw_id(id, name))
+        if vector is not None:
+            check_vector(vector, f"{name}: that of {raw!r}")
+        made[raw] = None if vector is None else np.asarray(vector, np.float32).tolist()
+    return vectors_table(made)
+
+
+def vectors_table(vectors):
+    """{raw id: numbers} as a table with the columns id and vector."""
+    return pl.DataFrame({"id": pl.Series(list(vectors), dtype=pl.String), "vector": pl.Series(
+        [vector if vector is None else list(vector) for vector in vectors.values()],
+        dtype=pl.List(pl.Float32))})
 
 
 # --- texts, as a caller gives them ----------------------------------------------------------------

@@ -11,10 +11,12 @@ import logging
 import numbers
 import os
 
+import numpy as np
+
 import preprocess
 import train
 from ssr.api import homes
-from ssr.api.catalogue import as_items, write_items_file
+from ssr.api.catalogue import as_items, as_vectors, write_items_file
 from ssr.api.clicks import (
     click_flags,
     clicked_ids,
@@ -23,10 +25,12 @@ from ssr.api.clicks import (
     is_data_directory,
     is_number,
     open_clicks,
+    raw_ids_of,
 )
 from ssr.api.model import Model, making
-from ssr.data_directory import DataDirectory
+from ssr.data_directory import ITEM_VECTORS_FILE, DataDirectory
 from ssr.errors import DataError, SetupError
+from ssr.files import write_atomically
 
 logger = logging.getLogger("ssr.api")
 
@@ -38,7 +42,7 @@ OF_FIT = {"command", "run", "given", "from_data_dir", "input", "output_dir", "co
 TEXTS_FILE = ".texts.txt"  # in a home while it is made
 
 
-def fit(clicks, *, valid=None, texts=None, **flags) -> Model:
+def fit(clicks, *, valid=None, texts=None, item_vectors=None, **flags) -> Model:
     """Trains a model.
 
     Parameters
@@ -63,6 +67,10 @@ def fit(clicks, *, valid=None, texts=None, **flags) -> Model:
     texts
         The texts of the items, {raw id: text} or {raw id: (text, {field: value})}, or the path of a
         file as ``--items_path`` takes it. With texts the model knows items by their content.
+    item_vectors
+        Pretrained vectors of the items, {raw id: numbers}, None for an item without one, or a table
+        of polars with the columns id and vector, or such a file of Parquet. All items that are
+        trained on need a row; others may have one. "none" leaves out those of a data directory.
     **flags
         Flags of train.py and preprocess.py, with their names, defaults and errors, as
         ``recipe="strong"``, ``epochs=12``, ``seed=1``; only ``test_days`` is 0: all that is given
@@ -87,7 +95,7 @@ def fit(clicks, *, valid=None, texts=None, **flags) -> Model:
     One model is trained or loaded at a time, other threads wait; models that are there answer
     meanwhile. For several devices there is train.py, and `ssr.load` for what it has trained.
     """
-    return _fit(clicks, valid, texts, flags)
+    return _fit(clicks, valid, texts, item_vectors, flags)
 
 
 def load(path, model_dir=None) -> Model:
@@ -107,24 +115,28 @@ def load(path, model_dir=None) -> Model:
     return Model(os.fspath(path), model_dir and os.fspath(model_dir))
 
 
-def update(model, clicks, valid, texts, flags) -> Model:
+def update(model, clicks, valid, texts, item_vectors, flags) -> Model:
     """As Model.update."""
     if model.directory.items is None:
         raise DataError(f"{model.directory.path} has no items.txt, and an update names the items")
-    return _fit(clicks, valid, texts, flags, model)
+    return _fit(clicks, valid, texts, item_vectors, flags, model)
 
 
-def _fit(clicks, valid, texts, flags, earlier=None):
+def _fit(clicks, valid, texts, item_vectors, flags, earlier=None):
     """earlier: the Model to begin with, None to begin anew"""
     preparing, training = _split_flags(flags)
+    if isinstance(item_vectors, str) and item_vectors == "none":
+        training["item_vectors"], item_vectors = item_vectors, None
     is_validated = (valid is not None or bool(preparing.get("valid_days"))
                     or is_data_directory(clicks))
     _check_training(training, is_validated, earlier)
     with homes.new_home() as home:
         if earlier is None and is_data_directory(clicks):
-            profile = _take_data(home, os.fspath(clicks), valid, texts, preparing)
+            profile = _take_data(home, os.fspath(clicks), preparing, valid=valid, texts=texts,
+                                 item_vectors=item_vectors)
         else:
             profile = _prepare(home, clicks, valid, texts, preparing, earlier)
+            _write_vectors(home, item_vectors, earlier)
         homes.write_profile(home, profile)
         _train(home, training, earlier)
         return Model(home, owned=True)
@@ -162,10 +174,9 @@ def _check_training(flags, is_validated, earlier):
 # --- data -----------------------------------------------------------------------------------------
 
 
-def _take_data(home, path, valid, texts, flags):
+def _take_data(home, path, flags, **others):
     """Copies a data directory. Returns its Profile."""
-    given = [name for name, value in (("valid", valid), ("texts", texts), *flags.items())
-             if value is not None]
+    given = [name for name, value in {**others, **flags}.items() if value is not None]
     if given:
         raise SetupError(f"{path} is a data directory, it is used as it is: leave {given[0]} out")
     directory = DataDirectory.open(path)
@@ -180,7 +191,8 @@ def _prepare(home, clicks, valid, texts, flags, earlier):
         columns = {**earlier.profile.columns, **columns}
     flags = {"test_days": 0, **columns, **flags}
     from_columns = flags.get("text_column") or flags.get("field_columns")
-    added = earlier.catalogue.added if earlier and not from_columns else {}
+    knows_texts = earlier and earlier.checkpoint.meta["model"]["num_tokens"]
+    added = earlier.catalogue.added if knows_texts and not from_columns else {}
     items_path = os.path.join(home, TEXTS_FILE) if added or texts is not None else None
     args = preprocess.parse_args({
         "command": "clicks", "output_dir": home, "items_path": items_path,
@@ -206,6 +218,27 @@ def _write_texts(path, texts, added, log):
     items.update(as_items(texts) if texts is not None else {})
     write_items_file(path, items)
     return bool(items)
+
+
+def _write_vectors(home, given, earlier):
+    """Writes the pretrained vectors of the items of a home, where there are any: those that a
+    caller gives and, of other items, those of the earlier Model. Raises DataError."""
+    ids = raw_ids_of(DataDirectory.open(home))
+    vectors = earlier.catalogue.vectors_of(ids) if earlier else {}
+    if given is None and not vectors:
+        return
+    if given is not None:
+        vectors.update(as_vectors(given, "item_vectors", () if vectors else ids))
+    values = np.zeros((len(ids), len(next(iter(vectors.values())))), np.float32)
+    for row, id in zip(values, ids):
+        if id in vectors:
+            row[:] = vectors[id]
+    write_atomically(os.path.join(home, ITEM_VECTORS_FILE), lambda path: _save(path, values))
+
+
+def _save(path, values):
+    with open(path, "wb") as f:
+        np.save(f, values)
 
 
 def _check_ids(source, ids):

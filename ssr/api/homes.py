@@ -4,6 +4,7 @@
     model/epoch_N.*, model/metrics.jsonl                 one epoch, as train.py saved it
     model.json                                           type of the raw ids, names of the columns
     added_items.txt                                      items that were added by their text
+    added_vectors.parquet                                the pretrained vectors of such items
 
 So the commands take it as well: --data_dir HOME --model_dir HOME/model.
 """
@@ -18,10 +19,11 @@ import tempfile
 from typing import NamedTuple
 
 import utils
-from ssr.api.catalogue import write_items_file
+from ssr.api.catalogue import vectors_table, write_items_file
 from ssr.data_directory import (
     DESCRIPTION_FILE,
     ITEM_TOKENS_FILE,
+    ITEM_VECTORS_FILE,
     ITEMS_FILE,
     PARTS,
     TOKEN_FILES,
@@ -34,6 +36,8 @@ from ssr.training.checkpoints import Checkpoint
 from ssr.training.metrics import FILE as METRICS_FILE
 
 MODEL_DIR, PROFILE_FILE, ADDED_FILE = "model", "model.json", "added_items.txt"
+ADDED_VECTORS_FILE = "added_vectors.parquet"
+CONTENT_FILES = {"item_tokens": ITEM_TOKENS_FILE, "item_vectors": ITEM_VECTORS_FILE}
 FORMAT = 1  # of model.json
 
 
@@ -116,10 +120,10 @@ def alone(checkpoint):
 def copy_data(directory, target):
     """Copies what belongs to a DataDirectory."""
     if directory.description is not None:
-        names = [*directory.description.files, DESCRIPTION_FILE]
+        names = [*directory.description.files, ITEM_VECTORS_FILE, DESCRIPTION_FILE]
     else:
         folders = [f"{part}_{kind}" for part in PARTS for kind in ("data", "times")]
-        names = [*folders, VOCAB_FILE, ITEMS_FILE, *TOKEN_FILES]
+        names = [*folders, VOCAB_FILE, ITEMS_FILE, ITEM_VECTORS_FILE, *TOKEN_FILES]
     for name in names:
         path, copy = directory.find(name), os.path.join(target, name)
         if path is None:
@@ -131,11 +135,11 @@ def copy_data(directory, target):
             shutil.copyfile(path, copy)
 
 
-def save_home(path, overwrite, directory, checkpoint, profile, added):
+def save_home(path, overwrite, directory, checkpoint, profile, added, added_vectors):
     """Writes a home, all of it or nothing.
 
     path: where it will be; overwrite: whether one that is there may be replaced
-    directory: DataDirectory; added: {raw id: ItemText}
+    directory: DataDirectory; added: {raw id: ItemText}; added_vectors: {raw id: <float32>[dim]}
     Raises SetupError.
     """
     path = os.path.normpath(path)
@@ -148,11 +152,13 @@ def save_home(path, overwrite, directory, checkpoint, profile, added):
     try:
         os.makedirs(os.path.join(temporary, MODEL_DIR))
         copy_data(directory, temporary)
-        copy_epoch(checkpoint, os.path.join(temporary, MODEL_DIR),
-                   os.path.join(path, ITEM_TOKENS_FILE))
+        copy_epoch(checkpoint, os.path.join(temporary, MODEL_DIR), path)
         write_profile(temporary, profile)
         if added:
             write_items_file(os.path.join(temporary, ADDED_FILE), added)
+        if added_vectors:
+            vectors_table(added_vectors).write_parquet(
+                os.path.join(temporary, ADDED_VECTORS_FILE))
         replaced = f"{temporary}.old"
         if os.path.exists(path):
             os.rename(path, replaced)
@@ -164,15 +170,17 @@ def save_home(path, overwrite, directory, checkpoint, profile, added):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def copy_epoch(checkpoint, target, item_tokens=None):
-    """Copies an epoch and the metrics of its run. item_tokens: where those of its data will be"""
+def copy_epoch(checkpoint, target, data_dir=None):
+    """Copies an epoch and the metrics of its run. data_dir: where its data will be, if they are
+    copied too"""
     name = f"epoch_{checkpoint.epoch}"
     for suffix in checkpoint.meta["bytes"]:
         shutil.copyfile(os.path.join(checkpoint.model_dir, name + suffix),
                         os.path.join(target, name + suffix))
     meta = dict(checkpoint.meta)
-    if meta["run"].get("item_tokens") and item_tokens:
-        meta["run"] = {**meta["run"], "item_tokens": item_tokens}
+    moved = {flag: os.path.join(data_dir, file) for flag, file in CONTENT_FILES.items()
+             if data_dir and meta["run"].get(flag)}
+    meta["run"] = {**meta["run"], **moved}
     write_json(os.path.join(target, name + ".json"), meta)
     metrics = os.path.join(checkpoint.model_dir, METRICS_FILE)
     if os.path.exists(metrics):

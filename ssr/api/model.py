@@ -13,13 +13,13 @@ import polars as pl
 
 from ssr.api import homes
 from ssr.api.answers import best_items, hits_table
-from ssr.api.catalogue import Catalogue, as_items
+from ssr.api.catalogue import Catalogue, as_items, as_vectors
 from ssr.api.clicks import as_raw_id, has_columns, is_number, read_sessions
 from ssr.api.testing import evaluate
 from ssr.data_directory import DataDirectory
 from ssr.errors import DataError, SetupError
 from ssr.own_modules import own_modules
-from ssr.preparation.text import TokenVocabulary, read_items
+from ssr.preparation.text import ItemText, TokenVocabulary, read_items
 from ssr.retrieval.values import Item
 from ssr.training.metrics import FILE as METRICS_FILE
 from ssr.training.metrics import read_metrics
@@ -57,9 +57,10 @@ class Model:
         if self.checkpoint.meta["model"]["num_tokens"]:
             self._vocabulary = TokenVocabulary.load(self.directory.tokens)
         self._changing = threading.Lock()
-        added = os.path.join(path, homes.ADDED_FILE)
+        added, vectors = (os.path.join(path, name)
+                          for name in (homes.ADDED_FILE, homes.ADDED_VECTORS_FILE))
         if os.path.exists(added):
-            self.add_items(read_items(added))
+            self.add_items(read_items(added), vectors if os.path.exists(vectors) else None)
         if owned:
             weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
 
@@ -219,42 +220,48 @@ class Model:
 
     # --- changes
 
-    def add_items(self, texts):
-        """Adds items by their texts, or gives other texts to those that are there. They can be
-        recommended at once, and clicked. Nothing is trained; one call for many items is quicker.
+    def add_items(self, texts=None, item_vectors=None):
+        """Adds items by their content, or gives other content to those that are there, in place of
+        all that they had. They can be recommended at once, and clicked. Nothing is trained; one
+        call for many items is quicker.
 
         Parameters
         ----------
-        texts : dict
+        texts : dict, optional
             {raw id: text} or {raw id: (text, {field: value})}.
+        item_vectors : optional
+            For a model with pretrained vectors, those of the items, as of `ssr.fit`. An item that
+            is only here has no text.
 
         Returns
         -------
         ssr.retrieval.Added
-            new and replaced: how many; without_vector: ids of those of whose texts the model knows
-            no word.
+            new and replaced: how many; without_vector: ids of those of which the model knows
+            nothing.
 
         Raises
         ------
         DataError
-            Where the model was trained without texts.
+            Where the model was trained without such content.
         """
-        items = as_items(texts)
+        vectors = {} if item_vectors is None else as_vectors(item_vectors, "item_vectors")
+        items = {} if texts is None else as_items(texts)
+        items = {**dict.fromkeys(vectors, ItemText()), **items}
         if self.profile.ids == "int" and not all(map(is_number, items)):
             raise DataError("texts: the raw ids of the model are integers, and these are not")
         with self._changing:
-            self.catalogue, added = self.catalogue.extended(items, self._vocabulary)
+            self.catalogue, added = self.catalogue.extended(items, vectors, self._vocabulary)
         return added
 
-    def update(self, clicks, *, valid=None, texts=None, **flags):
+    def update(self, clicks, *, valid=None, texts=None, item_vectors=None, **flags):
         """Trains further on newer clicks; items that are new get into the catalogue, all others
         keep their numbers.
 
         Parameters
         ----------
-        clicks, valid, texts, **flags
+        clicks, valid, texts, item_vectors, **flags
             As of `ssr.fit`. Flags that are not given are those of this model's training, names of
-            columns included.
+            columns included; so are pretrained vectors that are not given.
 
         Returns
         -------
@@ -267,11 +274,13 @@ class Model:
         """
         from ssr.api.fitting import update
 
-        updated = update(self, clicks, valid, texts, flags)
+        updated = update(self, clicks, valid, texts, item_vectors, flags)
         missing = {raw: item for raw, item in self.catalogue.added.items()
                    if raw not in updated.catalogue.numbers}
         if missing:
-            updated.add_items(missing)
+            vectors = self.catalogue.added_vectors
+            updated.add_items(missing, {raw: vectors[raw] for raw in missing
+                                        if raw in vectors} or None)
         return updated
 
     # --- on the disk
@@ -292,7 +301,7 @@ class Model:
         SetupError
         """
         homes.save_home(os.fspath(path), overwrite, self.directory, self.checkpoint, self.profile,
-                        self.catalogue.added)
+                        self.catalogue.added, self.catalogue.added_vectors)
 
     def build_index(self, path, overwrite=False):
         """Makes an index of all items, as retrieve.py build does: for retrieve.py, serve.py and
@@ -317,12 +326,15 @@ class Model:
         directory, path = self.directory, os.fspath(path)
         if directory.items is None:
             raise DataError(f"{directory.path} has no items.txt, and an index names the items")
-        files = ItemFiles(directory.items, directory.item_tokens, directory.tokens)
+        files = ItemFiles(directory.items, directory.item_tokens, directory.tokens,
+                          directory.item_vectors)
         with making:
             build_index(path, self.checkpoint, files, overwrite)
             if self.catalogue.added:
                 with Index.open(path, writable=True) as index:
-                    index.add([Item(raw, *item) for raw, item in self.catalogue.added.items()])
+                    vectors = self.catalogue.added_vectors
+                    index.add([Item(raw, *item, vectors.get(raw))
+                               for raw, item in self.catalogue.added.items()])
 
     # --- inside
 

@@ -164,21 +164,30 @@ def load_content(files, clicked, sizes=None, **settings):
     """The ItemContent of ContentFiles, None where they name neither tokens nor vectors.
 
     clicked: <bool>[V], which items were clicked in training
+    sizes: as of read_content; settings: of ItemContent
+    Raises DataError.
+    """
+    tokens, vectors = read_content(files, len(clicked), sizes)
+    if tokens is None and vectors is None:
+        return None
+    return ItemContent(clicked, tokens, vectors=vectors, **settings)
+
+
+def read_content(files, size, sizes=None):
+    """(ItemTokens, ItemVectors) of ContentFiles, None for what they do not name.
+
+    size: how many items there are
     sizes: of a trained model, that its content must fit (metadata["model"])
-    settings: of ItemContent
     Raises DataError.
     """
     sizes = sizes or {}
     tokens = vectors = None
     if files.item_tokens:
-        tokens = load_item_tokens(files.item_tokens, len(clicked), sizes.get("num_tokens"))
+        tokens = load_item_tokens(files.item_tokens, size, sizes.get("num_tokens"))
     if files.item_vectors:
-        vectors = load_item_vectors(files.item_vectors, len(clicked),
-                                    lambda: _raw_ids(files.items, len(clicked)),
+        vectors = load_item_vectors(files.item_vectors, size, lambda: _raw_ids(files.items, size),
                                     sizes.get("item_vector_dim"))
-    if tokens is None and vectors is None:
-        return None
-    return ItemContent(clicked, tokens, vectors=vectors, **settings)
+    return tokens, vectors
 
 
 def _raw_ids(path, size):

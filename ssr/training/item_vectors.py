@@ -117,47 +117,36 @@ def load_item_vectors(path, size, read_ids, dim=None) -> ItemVectors:
     Raises DataError, which names file and row or item, for anything but finite numbers, and unless
     there is a vector for each item.
     """
-    if not os.path.exists(path):
-        raise DataError(f"cannot read {path}: no such file; {_FORM}")
-    values, names = _read_parquet(path, read_ids()) if _is_parquet(path) else _read_npy(path, size)
+    values, names = (vectors_of_table(_scan(path), path, read_ids()) if is_parquet(path)
+                     else _read_npy(path, size))
     if dim is not None and values.shape[1] != dim:
         raise DataError(f"{path} holds vectors of {values.shape[1]} numbers, and the model was "
                         f"trained with vectors of {dim}: make them with the same encoder")
-    _check_finite(path, values, names)
-    vectors = ItemVectors.of_rows(values)
-    if not vectors.is_there.any():
-        raise DataError(f"{path}: all vectors are zeros, no item has one")
-    return vectors
+    return checked(path, values, names)
 
 
-def _is_parquet(path):
-    with _reading(path), open(path, "rb") as f:
-        return f.read(4) == b"PAR1"
+def is_parquet(path):
+    """Whether a file says that it is one of Parquet. Raises DataError."""
+    try:
+        with open(path, "rb") as f:
+            return f.read(4) == b"PAR1"
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
-class _reading:
-    """A context that turns the errors of reading a file into DataError."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        if isinstance(error, OSError):
-            raise DataError(f"cannot read {self.path}: {error.strerror or error}; {_FORM}") \
-                from error
+def _unreadable(path, error):
+    return DataError(f"cannot read {path}: {error.strerror or error}; {_FORM}")
 
 
 def _read_npy(path, size):
     """(<float>[size, dim], mapped into memory, a function from a row to what messages call it)."""
     try:
-        with _reading(path):
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(values, np.ndarray):
             raise ValueError("several arrays")
-    except (ValueError, EOFError, SyntaxError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:  # whatever Python's parser makes of a damaged header
         raise DataError(f"{path} is not a file that numpy.save wrote, or an array of other things "
                         f"than numbers; {_FORM}") from error
     if values.ndim != 2 or values.dtype.kind != "f" or not values.shape[1]:
@@ -167,6 +156,16 @@ def _read_npy(path, size):
         raise DataError(f"{path} holds {len(values)} rows, and there are {size} items: row i is "
                         "the vector of item i, make it for the items.txt of this data")
     return values, lambda row: f"row {row} (from 0 on, as the items)"
+
+
+def checked(path, values, name) -> ItemVectors:
+    """The vectors whose row i is that of item i. path: what messages call what they come from;
+    name: a function from a row to what they call it. Raises DataError."""
+    _check_finite(path, values, name)
+    vectors = ItemVectors.of_rows(values)
+    if not vectors.is_there.any():
+        raise DataError(f"{path}: all vectors are zeros, no item has one")
+    return vectors
 
 
 def _check_finite(path, values, name):
@@ -180,13 +179,21 @@ def _check_finite(path, values, name):
                             "infinite one; zeros say that an item has none")
 
 
-def _read_parquet(path, ids):
-    """As _read_npy, for items with some raw ids."""
+def _scan(path):
     import polars as pl  # here: who has an array needs none
+
+    return pl.scan_parquet(path)
+
+
+def vectors_of_table(scan, path, ids):
+    """As _read_npy, for items with some raw ids.
+
+    scan: a polars.LazyFrame with the columns id and vector; path: what messages call it
+    """
+    import polars as pl
 
     number = {id: row for row, id in enumerate(ids)}
     try:
-        scan = pl.scan_parquet(path)
         schema = scan.collect_schema()
         for column in ("id", "vector"):
             if column not in schema:
