@@ -24,8 +24,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 def pytest_configure(config):
     """Where CI is set, nothing is skipped because something was not installed."""
     if os.environ.get("CI"):
-        missing = [name for name in ("matplotlib", "playwright", "pymilvus", "redis")
-                   if not importlib.util.find_spec(name)]
+        missing = [name for name in ("matplotlib", "playwright", "pymilvus", "milvus_lite", "redis",
+                                     "locust", "yaml") if not importlib.util.find_spec(name)]
         missing += [] if any(map(shutil.which, BROWSERS)) else ["chromium"]
         missing += [] if shutil.which("redis-server") else ["redis-server"]
         if missing:
