@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 import retrieve
 import train
+from commandline import parser_of
 from examples.client import Client
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -70,3 +72,25 @@ def test_the_load_script_fails_no_request(server, tmp_path):
     assert {"/recommend", "/clicks", "/items/[id]", "Aggregated"} <= set(rows)
     assert int(rows["Aggregated"]["Failure Count"]) == 0
     assert int(rows["Aggregated"]["Request Count"]) > 30
+
+
+def test_the_compose_file_is_whole():
+    """It is read and its commands are parsed; it is not started, which takes Docker."""
+    yaml = pytest.importorskip("yaml")
+    with open(os.path.join(ROOT, "examples", "compose.yaml"), encoding="utf-8") as file:
+        compose = yaml.safe_load(file)
+    services = compose["services"]
+    for service in services.values():
+        assert ("image" in service) != ("build" in service)
+        assert set(service.get("depends_on", ())) <= set(services)
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert source in compose["volumes"] or source.startswith("..")
+        command = service["command"]
+        words = command.split() if isinstance(command, str) else command
+        if words[0] == "python":
+            args = parser_of(words[1]).parse_args(words[2:])
+            assert args.index_dir == "/index"
+        for host in re.findall(r"\w+://(\w+):\d+", " ".join(words)):
+            assert host in services or host == "0"
+    assert services["server"]["deploy"]["replicas"] == 3
