@@ -239,6 +239,7 @@ def test_addresses(built, server, tmp_path, capsys):
         Index.open(path)
 
 
+@pytest.mark.slow
 def test_an_index_in_milvus_shares_its_clicks(built, sample, server, tmp_path, enough_clicks):
     pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed")
     model, path = str(built.parent / "model"), str(tmp_path / "index")

@@ -82,7 +82,7 @@ class _Builder:
                 collection, schema=make_schema(self._client, engine["dim"]),
                 consistency_level="Session")
         MilvusItems(self._client, self.uri, collection).write(rows, engine["dim"],
-                                                              engine["change"])
+                                                              engine["change"], is_new=True)
         params = self._client.prepare_index_params()
         if search["kind"] == "flat":
             params.add_index("vector", index_type="FLAT", metric_type="IP")

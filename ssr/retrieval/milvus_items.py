@@ -36,6 +36,7 @@ KEYS_AT_A_TIME = 4096
 ROWS_AT_A_TIME = 1000  # that are written at once: 12 MB at most, Milvus takes 64
 BROWSED = 1000  # matches of which the newest are shown
 TIMEOUT = 20.0  # seconds that Milvus may take to answer
+BUILD_TIMEOUT = 600.0  # to take in a part of a build, between which it may sort what it has
 
 
 def connect(uri):
@@ -67,10 +68,13 @@ def is_address(uri):
 @contextlib.contextmanager
 def milvus_errors(uri):
     """Turns the errors of pymilvus into StoreError. uri: of the server"""
+    import grpc
     from pymilvus.exceptions import MilvusException
 
     try:
         yield
+    except grpc.RpcError as error:  # which it lets through, a deadline for one
+        raise StoreError(f"cannot use Milvus at {uri}: {error.details()}") from error
     except MilvusException as error:
         what = " ".join(str(error.message or error).split())
         if what == "Open local milvus failed":  # why it says in its log only
@@ -295,11 +299,16 @@ class MilvusItems:
 
     # --- writing
 
-    def write(self, rows, dim, change):
+    def write(self, rows, dim, change, is_new=False):
         """Writes rows.Row, each id once, in parts of ROWS_AT_A_TIME. dim: of the vectors; change:
-        its number"""
+        its number; is_new: whether the collection is empty"""
         for start in range(0, len(rows), ROWS_AT_A_TIME):
-            self.upsert([entity_of(row, dim, change) for row in rows[start:start + ROWS_AT_A_TIME]])
+            part = [entity_of(row, dim, change) for row in rows[start:start + ROWS_AT_A_TIME]]
+            if is_new:  # without a look for each whether it is there
+                with self.errors():
+                    self._client.insert(self.collection, part, timeout=BUILD_TIMEOUT)
+            else:
+                self.upsert(part)
 
     def withdraw(self, keys, change):
         """Takes items that are there off the candidates, in the same way."""
