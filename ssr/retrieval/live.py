@@ -298,8 +298,9 @@ class LiveClicks:
             self._withdrawn = set(keys)
 
     def refresh(self):
-        """Sees the clicks that another process has taken in."""
-        if not self._writable:
+        """Sees the clicks that another process has taken in; those of a shared log come by
+        themselves."""
+        if not self._writable and not self._log.is_shared:
             self.now()
             if self._log.has_changed():
                 self._catch_up()
