@@ -207,7 +207,7 @@ class SequenceSemanticRetrieval(nn.Layer):
 
     def forward(self, batch):
         """The towers of a reader.Batch: for each member users <float32>[targets, hidden] and items
-        <float32>[candidates, hidden], all of length 1."""
+        <float32>[candidates + shown, hidden], all of length 1."""
         # One look-up for both towers: one gradient of the table to merge instead of three.
         return self.towers(self.embedding(paddle.to_tensor(batch.rows())), batch)
 
@@ -215,7 +215,7 @@ class SequenceSemanticRetrieval(nn.Layer):
         """As forward, from the embeddings of batch.rows(): for a caller that does something between
         the look-up and the towers."""
         emb = self.sum_tokens(emb, batch.bags)
-        clicks, candidates = paddle.split(emb, [len(batch.clicks), batch.candidates.size])
+        clicks, candidates = paddle.split(emb, [len(batch.clicks), -1])
         return [(member.user(of_clicks, batch.lengths, batch.every_prefix), member.item(of_items))
                 for (member, of_clicks), (_, of_items) in zip(self.split(clicks),
                                                               self.split(candidates))]

@@ -45,6 +45,9 @@ class Batch(NamedTuple):
     log_inclusion: <float32>[n] with shared candidates, else None: the logarithm of the probability
         that a candidate is one
     num_targets: targets of the batches of all ranks
+    shown: <int64>[targets, n] with shared candidates, of each target items that the same user saw
+        beside it and did not click (ssr.training.negatives.ShownNegatives), or the target itself
+        where nothing is known; None where nothing is asked of that
     bags: which rows of the table make up the items of ids() (ssr.training.content.Bags); None
         where an item is one row, its own id
     touched: <int64>[rows], the rows of the table that the batches of all ranks need, ascending,
@@ -57,6 +60,7 @@ class Batch(NamedTuple):
     candidates: np.ndarray
     log_inclusion: Optional[np.ndarray]
     num_targets: int
+    shown: Optional[np.ndarray] = None
     bags: Optional[NamedTuple] = None
     touched: Optional[np.ndarray] = None
 
@@ -66,8 +70,10 @@ class Batch(NamedTuple):
         return len(self.positive) != len(self.lengths)
 
     def ids(self):
-        """<int64>[clicks + candidates]: clicks and candidates, end to end."""
-        return np.concatenate([self.clicks, self.candidates.ravel()])
+        """<int64>[clicks + candidates + shown]: clicks, candidates and what was shown, end to end.
+        """
+        parts = [self.clicks, self.candidates.ravel()]
+        return np.concatenate(parts if self.shown is None else [*parts, self.shown.ravel()])
 
     def rows(self):
         """<int64>[rows]: the rows of the table that the embeddings of ids() are made of."""
@@ -141,7 +147,7 @@ class YoochooseDataset:
         return whole + (world_size == 1 and rest > 0)
 
     def train(self, batch_size, seed, epoch, negatives=None, targets="last", max_len=None,
-              content=None, rank=0, world_size=1) -> Iterator[Batch]:
+              content=None, rank=0, world_size=1, shown=None) -> Iterator[Batch]:
         """Batches of one epoch, in an order that depends on (seed, epoch) alone.
 
         The global batch of batch_size * world_size sessions and its candidates are the same
@@ -153,6 +159,7 @@ class YoochooseDataset:
         targets: "last", the last click of a session is predicted; "all", every click but the first
         max_len: the newest clicks that are kept of a sequence, None for all
         content: ssr.training.content.ItemContent, None where an item is its own id
+        shown: ssr.training.negatives.ShownNegatives, None for none
         """
         negatives = negatives or UniformNegatives(self.vocab_size)
         random = np.random.default_rng([seed, epoch])
@@ -160,7 +167,7 @@ class YoochooseDataset:
         size = batch_size * world_size
         for step in range(self.num_steps(batch_size, world_size)):
             chosen = order[step * size:(step + 1) * size]
-            batch = self._batch(chosen, targets, max_len, negatives, random)
+            batch = self._batch(chosen, targets, max_len, negatives, random, shown)
             dropped = content and content.draw_dropped(random, batch.ids())
             if world_size > 1:
                 touched = (np.unique(batch.ids()) if content is None
@@ -168,16 +175,18 @@ class YoochooseDataset:
                 batch = _part(batch, negatives, rank, world_size)._replace(touched=touched)
             yield with_bags(batch, content, dropped)
 
-    def _batch(self, chosen, targets, max_len, negatives, random):
+    def _batch(self, chosen, targets, max_len, negatives, random, shown):
         starts, last = self.offsets[chosen], self.offsets[chosen + 1] - 1
         if max_len is not None:
             starts = np.maximum(starts, last - max_len)
         lengths = last - starts
         places = ragged_arange(starts, lengths)
         clicks = self.items[places].astype(np.int64)
-        positive = self.items[last if targets == "last" else places + 1].astype(np.int64)
+        predicted = last if targets == "last" else places + 1
+        positive = self.items[predicted].astype(np.int64)
         candidates, log_inclusion = negatives.candidates(random, positive)
-        return Batch(clicks, lengths, positive, candidates, log_inclusion, len(positive))
+        batch = Batch(clicks, lengths, positive, candidates, log_inclusion, len(positive))
+        return batch if shown is None else shown.beside(batch, predicted, random)
 
 
 def _part(batch, negatives, rank, world_size):
@@ -187,7 +196,8 @@ def _part(batch, negatives, rank, world_size):
     targets = clicks if batch.every_prefix else mine
     return batch._replace(clicks=batch.clicks[clicks], lengths=batch.lengths[mine],
                           positive=batch.positive[targets],
-                          candidates=negatives.of_rank(batch.candidates, targets))
+                          candidates=negatives.of_rank(batch.candidates, targets),
+                          shown=None if batch.shown is None else batch.shown[targets])
 
 
 def with_bags(batch, content, dropped):

@@ -4,6 +4,7 @@ against the encoder's own vectors, and the reader."""
 from __future__ import annotations
 
 import math
+import re
 import sys
 
 import numpy as np
@@ -16,10 +17,13 @@ import infer
 import preprocess
 import train
 from nets import SequenceSemanticRetrieval
+from reader import YoochooseDataset
 from ssr.errors import DataError
 from ssr.evaluation import impressions
+from ssr.impressions import read_impressions
 from ssr.retrieval.checkpoint import choose_checkpoint
 from ssr.retrieval.encoder import IdEncoder
+from ssr.training.negatives import SharedNegatives, ShownNegatives
 
 ITEMS = 9
 LINES = "100\t0 1 2\t3-1 4-0 5-0\n90\t\t6-0 7-1\n120\t0 1 2\t8-0 2-1 1-1 0-0\n"
@@ -264,3 +268,120 @@ def test_flags_that_ask_for_the_next_click_are_refused(mind, capsys, flag):
     with pytest.raises(SystemExit):
         evaluate(mind, flag)
     assert f"{flag.split('=')[0]}: not with --impressions" in capsys.readouterr().err
+
+
+# --- what was shown as negatives ------------------------------------------------------------------
+
+
+TOPICS, EACH = 4, 4  # topics, and items of each that are only clicked before
+
+
+def write_rivals(folder):
+    """Data in which an article and its rival are clicked alike, and whoever sees both takes the
+    article: no session tells that. Returns the flags of train.py."""
+    random = np.random.default_rng(0)
+    first = TOPICS * EACH  # article i is first + i, its rival first + TOPICS + i
+    parts = {name: [] for name in ("train_data/sessions.txt", "train_impressions/shown.txt",
+                                   "test_impressions/shown.txt")}
+    for user in range(240):
+        topic = user % TOPICS
+        before = " ".join(map(str, topic * EACH + random.permutation(EACH)[:3]))
+        article, rival = first + topic, first + TOPICS + topic
+        other = first + (topic + 1) % TOPICS + TOPICS * (user // TOPICS % 4 // 2)
+        clicked, beside = (article, rival) if user // TOPICS % 2 else (rival, other)
+        parts["train_data/sessions.txt"].append(f"{before} {clicked}\n")
+        parts["train_impressions/shown.txt"].append(f"{user}\t{before}\t{clicked}-1 {beside}-0\n")
+        parts["test_impressions/shown.txt"].append(f"{user}\t{before}\t{article}-1 {rival}-0\n")
+    for name, lines in parts.items():
+        (folder / name).parent.mkdir()
+        write(folder / name, "".join(lines))
+    write(folder / "vocab.txt", f"{first + 2 * TOPICS}\n")
+    return ["--data_dir", str(folder), "--epochs", "12", "--embedding_dim", "16", "--hidden_size",
+            "16", "--batch_size", "16"]
+
+
+@pytest.mark.parametrize("recipe", [["--recipe", "strong", "--num_negatives", "20"],
+                                    ["--recipe", "faithful", "--num_negatives", "2"]])
+def test_what_was_shown_and_not_clicked_is_learnt(tmp_path, capsys, recipe):
+    flags, aucs = [*write_rivals(tmp_path), *recipe], {}
+    for negatives in ("sampled", "impressions"):
+        model_dir = str(tmp_path / negatives)
+        assert train.main([*flags, "--negatives", negatives, "--model_dir", model_dir]) == 0
+        capsys.readouterr()
+        assert infer.main(["--data_dir", str(tmp_path), "--model_dir", model_dir, "--start_index",
+                           "12", "--last_index", "12", "--impressions",
+                           str(tmp_path / "test_impressions")]) == 0
+        aucs[negatives] = float(capsys.readouterr().out.split("auc:")[1].split()[0])
+    assert aucs["impressions"] > 0.9 > aucs["sampled"] + 0.2
+
+
+def test_negatives_are_those_of_the_users_own_impression(tmp_path):
+    """Of the longest history that a session begins with; a click that is in no impression, or
+    beside which nothing else was shown, has none."""
+    lines = ["1\t0 1\t3-1 4-0 5-0", "2\t0 1 3\t6-1 7-0 8-0", "3\t\t2-1 5-0 3-1", "4\t0 1\t6-1",
+             "5\t1 0\t3-1 8-0"]
+    shown = read_impressions(write(tmp_path / "impressions.txt", "\n".join(lines)), ITEMS)
+    sessions = [[0, 1, 3], [0, 1, 3, 6, 5], [2, 3, 4], [1, 0, 3, 0], [0, 1]]
+    dataset = YoochooseDataset(np.concatenate(sessions).astype(np.int32),
+                               np.cumsum([0, *map(len, sessions)]), ITEMS)
+    expected = {2: {4, 5}, 6: {7}, 8: {5}, 9: {5}, 13: {8}}  # by the place of the click
+    usable = np.arange(ITEMS) != 8  # so it is none where there is another one
+    negatives = ShownNegatives(dataset, shown, usable)
+    usable_expected = {place: items - {8} for place, items in expected.items() if items - {8}}
+    every = ShownNegatives(dataset, shown, np.ones(ITEMS, bool))
+    expected[6] = {7, 8}
+    for made, wanted in ((negatives, usable_expected), (every, expected)):
+        places = np.arange(len(dataset.items))
+        found, drawn = made.draw(places, 50, np.random.default_rng(0))
+        assert np.flatnonzero(found).tolist() == sorted(wanted)
+        assert [set(items) for items in drawn.tolist()] == [wanted[place]
+                                                            for place in sorted(wanted)]
+
+
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_a_rank_has_the_shown_items_of_its_targets(targets):
+    random = np.random.default_rng(0)
+    dataset = YoochooseDataset(random.integers(0, 9, 60).astype(np.int32), np.arange(0, 61, 4), 9)
+    shown = of_lists([dataset.items[begin:begin + 2] for begin in dataset.offsets[:-1]],
+                     [[*dataset.items[begin + 2:begin + 3], 0, 1] for begin in
+                      dataset.offsets[:-1]])
+    shown.labels[::3] = True
+    shown = ShownNegatives(dataset, shown, np.ones(9, bool))
+    negatives = SharedNegatives(dataset, targets, 5, 0.0)
+    whole, = dataset.train(15, 1, 1, negatives, targets, shown=shown)
+    assert whole.shown.shape == (len(whole.positive), ShownNegatives.NUM)
+    parts = [next(dataset.train(5, 1, 1, negatives, targets, rank=rank, world_size=3, shown=shown))
+             for rank in range(3)]
+    rows = [tuple(row) for part in parts for row in np.column_stack([part.positive, part.shown])]
+    assert sorted(rows) == sorted(map(tuple, np.column_stack([whole.positive, whole.shown])))
+    for part in parts:
+        assert np.isin(part.rows(), part.touched).all()
+        assert part.rows()[-part.shown.size:].tolist() == part.shown.ravel().tolist()
+
+
+def test_errors_of_negatives_that_were_shown(tmp_path, capsys):
+    flags = write_rivals(tmp_path)
+
+    def error_of(*words):
+        assert train.main([*flags, "--model_dir", str(tmp_path / "model"), *words]) == 1
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "is for --negatives impressions" in error_of("--train_impressions",
+                                                        str(tmp_path / "test_impressions"))
+    write(tmp_path / "other.txt", "1\t9 8 7\t1-1 2-0\n")
+    assert "of no click in the sessions" in error_of(
+        "--negatives", "impressions", "--train_impressions", str(tmp_path / "other.txt"))
+    write(tmp_path / "other.txt", "1\t0\t99-1 2-0\n")
+    assert "other.txt, line 1: item id 99" in error_of(
+        "--negatives", "impressions", "--train_impressions", str(tmp_path / "other.txt"))
+    (tmp_path / "train_impressions/shown.txt").unlink()
+    assert "needs --train_impressions" in error_of("--negatives", "impressions")
+    assert not (tmp_path / "model").exists()
+
+
+def test_preprocessed_impressions_are_found_again(mind, capsys):
+    assert train.main(["--data_dir", str(mind / "data"), "--recipe", "strong", "--epochs", "1",
+                       "--embedding_dim", "8", "--hidden_size", "8", "--negatives", "impressions",
+                       "--model_dir", str(mind / "shown")]) == 0
+    found = re.search(r"(\d+) of (\d+) clicks have negatives", capsys.readouterr().err)
+    assert 20 < int(found[1]) <= int(found[2])

@@ -72,6 +72,12 @@ def add_recipe_flags(parser):
     add("--loss", choices=("hinge", "softmax"), default=default.loss, help="hinge: pairwise, each "
         "target against its own negatives; softmax: sampled softmax with logQ correction, among "
         "the targets of the step and negatives shared by all of them")
+    add("--negatives", choices=("sampled", "impressions"), default=default.negatives,
+        help="impressions: items that a user was shown beside a click and did not click, with "
+        "hinge in place of those drawn, with softmax in a loss of their own beside the other")
+    add("--train_impressions", metavar="PATH", type=data_path, help="what was shown, for "
+        "--negatives impressions: a file or directory of impressions, as preprocess.py mind writes "
+        "them")
     add("--num_negatives", type=number(int, 0), default=default.num_negatives,
         help="per target (hinge), or per step beside its targets (softmax)")
     add("--neg_alpha", type=number(float, 0), default=default.neg_alpha,
@@ -122,7 +128,8 @@ def parse(parser, argv=None):
             args.given[name] = None
             setattr(args, name, None)
     names = {"train_dir": "train_data", "valid_dir": "valid_data", "vocab_path": VOCAB_FILE,
-             "item_tokens": ITEM_TOKENS_FILE, "item_vectors": ITEM_VECTORS_FILE}
+             "item_tokens": ITEM_TOKENS_FILE, "item_vectors": ITEM_VECTORS_FILE,
+             "train_impressions": "train_impressions"}
     take_from_data_dir(args, **{flag: name for flag, name in names.items() if flag in args})
     if args.enable_ce:
         if args.given.get("seed", CE_SEED) != CE_SEED:

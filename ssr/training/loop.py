@@ -20,7 +20,8 @@ def epoch_batches(run, negatives, epoch, rank=0, world_size=1):
     """
     settings = run.settings
     batches = run.dataset.train(settings.batch_size, settings.seed, epoch, negatives,
-                                settings.targets, settings.max_len, run.content, rank, world_size)
+                                settings.targets, settings.max_len, run.content, rank, world_size,
+                                run.shown)
     num_steps = run.dataset.num_steps(settings.batch_size, world_size)
     if settings.enable_ce:
         num_steps = min(num_steps, settings.step_num)

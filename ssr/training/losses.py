@@ -17,6 +17,10 @@ class SampledSoftmaxLoss(nn.Layer):
     over candidates of exp(scale * cos) / pi_j has the sum over all items as its expectation: log
     pi_j is taken off the logit (the logQ correction; Bengio and Senecal, 2008; Jean et al., 2015).
     The targets of a row's own session are among the candidates for certain, so they have pi = 1.
+
+    Where a batch says what was shown beside a target and not clicked, the cross-entropy of the
+    target among these is added: which of the items that a user sees will be clicked. Among all
+    items, with any correction, they would be the same few of many that they are without it.
     """
 
     def __init__(self, scale=16.0):
@@ -38,15 +42,44 @@ class SampledSoftmaxLoss(nn.Layer):
         ones = paddle.ones([len(place), 1])
         correction = paddle.to_tensor(-batch.log_inclusion[:, None])
         return mean_over_members([
-            self._cross_entropy(paddle.concat([users * self.scale, ones], axis=1),
-                                paddle.concat([items, correction], axis=1), place, undo)
+            self._of_member(users, *_parted(items, batch), (ones, correction, place, undo), batch)
             for users, items in towers])
+
+    def _of_member(self, users, items, shown, corrections, batch):
+        ones, correction, place, undo = corrections
+        losses, correct = self._cross_entropy(paddle.concat([users * self.scale, ones], axis=1),
+                                              paddle.concat([items, correction], axis=1), place,
+                                              undo)
+        if shown is not None:
+            losses = losses + self._among_shown(users, paddle.gather(items, place.squeeze(-1)),
+                                                shown, batch)
+        return losses, correct
+
+    def _among_shown(self, users, target, shown, batch):
+        """The cross-entropy of targets among what was shown, 0 where nothing is known of that.
+
+        users, target: <float32>[targets, hidden]; shown: <float32>[targets, n, hidden]
+        """
+        is_known = (batch.shown != batch.positive[:, None]).any(axis=1)
+        items = paddle.concat([target.unsqueeze(1), shown], axis=1)
+        logits = self.scale * paddle.sum(users.unsqueeze(1) * items, axis=-1)
+        first = paddle.zeros([len(batch.positive), 1], "int64")
+        losses = F.cross_entropy(logits, first, reduction="none").squeeze(-1)
+        return losses * paddle.to_tensor(is_known.astype(np.float32))
 
     @staticmethod
     def _cross_entropy(users, items, place, undo):
         logits = paddle.scatter_nd_add(paddle.matmul(users, items, transpose_y=True), *undo)
         losses = F.cross_entropy(logits, place, reduction="none").squeeze(-1)
         return losses, paddle.exp(-losses.detach())
+
+
+def _parted(items, batch):
+    """(shared candidates, what was shown <float32>[targets, n, hidden] or None)"""
+    if batch.shown is None:
+        return items, None
+    items, shown = paddle.split(items, [len(batch.candidates), batch.shown.size])
+    return items, shown.reshape([*batch.shown.shape, -1])
 
 
 def own_session(lengths, place):

@@ -34,6 +34,7 @@ class Settings:
     # the objective
     targets: str = "last"
     loss: str = "hinge"
+    negatives: str = "sampled"
     num_negatives: int = 1
     neg_alpha: float = 0.0
     scale: float = 16.0

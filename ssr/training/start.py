@@ -13,10 +13,12 @@ import numpy as np
 import reader
 import utils
 from ssr.data_directory import ITEMS_FILE
-from ssr.errors import SetupError
+from ssr.errors import DataError, SetupError
 from ssr.files import items_digest
+from ssr.impressions import read_impressions
 from ssr.training.checkpoints import Checkpoint, check_replaceable
 from ssr.training.content import ContentFiles, ItemContent, load_content
+from ssr.training.negatives import ShownNegatives
 from ssr.training.settings import CONTENT, Settings, merge, with_enough_epochs
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class Run(NamedTuple):
     data: {name: digest} of the data, which goes into the checkpoints
     done: the last epoch that is there already, 0 for none
     source: Checkpoint to begin with, or None
+    shown: ShownNegatives, None without --negatives impressions
     """
 
     settings: Settings
@@ -42,6 +45,7 @@ class Run(NamedTuple):
     data: dict
     done: int
     source: Optional[Checkpoint]
+    shown: Optional[ShownNegatives] = None
 
 
 def prepare(args) -> Run:
@@ -70,8 +74,9 @@ def prepare(args) -> Run:
     files = content_files(settings, items_path(args.vocab_path), source and source.meta)
     content = load_content(files, clicks > 0, source and source.meta["model"],
                            id_dropout=settings.id_dropout)
+    shown = load_shown(settings, args, dataset, content)
     return Run(settings, dataset, valid, clicks, content, data, source.epoch if resumes else 0,
-               source)
+               source, shown)
 
 
 def find_source(args):
@@ -153,6 +158,28 @@ def total_clicks(dataset, source, resumes):
         raise SetupError(f"{source.model_dir}/epoch_{source.epoch}.pdparams is damaged: it has "
                          f"{len(earlier)} items")
     return earlier if resumes else clicks + np.pad(earlier, (0, len(clicks) - len(earlier)))
+
+
+def load_shown(settings, args, dataset, content):
+    """The ShownNegatives of --train_impressions, None where they are not asked for. Raises
+    DataError, SetupError."""
+    path = args.train_impressions
+    if settings.negatives != "impressions":
+        if "train_impressions" in args.given:
+            raise SetupError("--train_impressions is for --negatives impressions: give both")
+        return None
+    if path is None:
+        raise SetupError("--negatives impressions needs --train_impressions, or a --data_dir with "
+                         "train_impressions (preprocess.py mind)")
+    usable = dataset.item_clicks() > 0 if content is None else content.has_vector
+    shown = ShownNegatives(dataset, read_impressions(path, dataset.vocab_size), usable)
+    found = np.count_nonzero(shown.impression >= 0)
+    if not found:
+        raise DataError(f"{path}: of no click in the sessions to train on it says what was shown "
+                        "beside it: a session begins with the history of its user's impressions, "
+                        "as preprocess.py mind makes both")
+    logger.info("%d of %d clicks have negatives that were shown", found, len(dataset.items))
+    return shown
 
 
 def content_files(settings, items, meta=None):
