@@ -1,4 +1,4 @@
-"""Impressions, lists of items that were shown to users, as preprocess.py mind writes them:
+"""Impressions, lists of items that were shown to users, and the files of them.
 
     impressions.txt    a line is the time in seconds, a tab, the ids of the items clicked before, a
                        tab, and the ids of those shown, each with -1 behind it if it was clicked and

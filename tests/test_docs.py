@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from commandline import COMMANDS, ROOT, parser_of, subcommands
@@ -44,6 +45,7 @@ PARSED = {
     r"[AB]\$ ": "needs several machines; test_cluster.py has the processes on one",
     r"python -m paddle\.distributed\.launch": "needs several machines; test_parallel.py starts it",
     r"python tests/fuzz.py": "runs for minutes; the tests hold what it repeats",
+    r"python examples/encode_titles\.py": "needs a sentence model; the vectors are made up",
     r"SSR_TOKEN=secret locust ": "loads the machine; test_examples.py runs it",
     r"make |python3 -m venv|\. |pip install|python -m pytest": "installs; .ci/run does it",
 }
@@ -314,6 +316,7 @@ def make_data(folder):
         f"{number},{instant(11 + t // 86400, t // 3600 % 24, t // 60 % 60, t % 60)},{item + 1},0"
         for number, time, item in clicks for t in [time - start]])
     write("clicks.tsv", [f"reader-{number}\t{ids[item][0]}" for number, time, item in clicks[:50]])
+    np.save(folder / "title_vectors.npy", np.random.default_rng(0).normal(size=(len(ids), 8)))
     make_news_data(folder, ids, sessions, times)
 
 

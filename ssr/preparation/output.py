@@ -10,6 +10,7 @@ import tempfile
 
 from ssr.data_directory import (
     DESCRIPTION_FILE,
+    ITEM_VECTORS_FILE,
     ITEMS_FILE,
     PARTS,
     TOKEN_FILES,
@@ -54,8 +55,15 @@ class Output:
                     *map(impressions_name, PARTS)]
         self.outdated = [name for name in possible if name not in self.names]
         with self._writing():
+            self._check_vectors()
             self._check_inputs(inputs)
             self._check_folders([*map(sessions_name, parts), *map(impressions_name, shown_parts)])
+
+    def _check_vectors(self):
+        path = os.path.join(self.directory, ITEM_VECTORS_FILE)
+        if os.path.exists(path):
+            raise SetupError(f"{path} is of the items that are there now, in their order: move it "
+                             "away, and make it anew for the new items.txt")
 
     def _check_inputs(self, inputs):
         for name in [*self.names, *self.outdated, DESCRIPTION_FILE]:

@@ -1,5 +1,7 @@
-"""Negatives: items drawn by how often they are clicked, in classes with the methods of
-reader.UniformNegatives; and items that were shown to the user and not clicked."""
+"""Negatives: items drawn by how often they are clicked, or shown to the user and not clicked.
+
+Classes of the first kind have the methods of reader.UniformNegatives.
+"""
 
 from __future__ import annotations
 
