@@ -37,6 +37,7 @@ from ssr.evaluation import impressions
 from ssr.evaluation.queries import Task
 from ssr.evaluation.ranking import ModelRecommender
 from ssr.files import check_writable, write_atomically, write_text
+from ssr.impressions import read_impressions
 from ssr.retrieval.checkpoint import best_epoch
 from ssr.retrieval.encoder import IdEncoder
 from ssr.training.checkpoints import Checkpoint
@@ -192,7 +193,7 @@ def infer_impressions(args):
     utils.set_device(args.use_cuda)
     vocab_size = reader.get_vocab_size(args.vocab_path)
     epochs = find_epochs(args, vocab_size)
-    shown = impressions.read_impressions(args.impressions, vocab_size)
+    shown = read_impressions(args.impressions, vocab_size)
     for epoch, meta in epochs:
         begin = time.time()
         encoder = load_encoder(args, epoch, meta)

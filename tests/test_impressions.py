@@ -20,7 +20,7 @@ from nets import SequenceSemanticRetrieval
 from reader import YoochooseDataset
 from ssr.errors import DataError
 from ssr.evaluation import impressions
-from ssr.impressions import read_impressions
+from ssr.impressions import Impressions, read_impressions
 from ssr.retrieval.checkpoint import choose_checkpoint
 from ssr.retrieval.encoder import IdEncoder
 from ssr.training.negatives import SharedNegatives, ShownNegatives
@@ -114,7 +114,7 @@ def encoder():
 def of_lists(histories, shown):
     """Impressions of histories and the lists that were shown to each."""
     lengths = [len(items) for items in shown]
-    return impressions.Impressions(
+    return Impressions(
         np.concatenate(histories).astype(np.int32),
         np.concatenate([[0], np.cumsum(list(map(len, histories)))]), np.arange(len(histories)),
         np.concatenate(shown).astype(np.int32), np.zeros(sum(lengths), bool),
@@ -159,7 +159,7 @@ def write(path, content):
 
 
 def test_impressions_are_read(tmp_path):
-    shown = impressions.read_impressions(write(tmp_path / "impressions.txt", LINES + "\n"), ITEMS)
+    shown = read_impressions(write(tmp_path / "impressions.txt", LINES + "\n"), ITEMS)
     assert len(shown) == 3
     assert shown.clicks.tolist() == [0, 1, 2] and shown.history_offsets.tolist() == [0, 3, 3]
     assert shown.history.tolist() == [0, 1, 0]  # the same one is there once
@@ -172,7 +172,7 @@ def test_all_files_of_a_directory_are_read(tmp_path):
     write(tmp_path / "b", LINES.splitlines()[1])
     write(tmp_path / "a", LINES.splitlines()[0])
     write(tmp_path / ".hidden", "nonsense")
-    assert impressions.read_impressions(str(tmp_path), ITEMS).shown.tolist() == [3, 4, 5, 6, 7]
+    assert read_impressions(str(tmp_path), ITEMS).shown.tolist() == [3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("line, words", [
@@ -187,7 +187,7 @@ def test_all_files_of_a_directory_are_read(tmp_path):
 def test_errors_name_file_and_line(tmp_path, line, words):
     path = write(tmp_path / "impressions.txt", f"{LINES}{line}\n")
     with pytest.raises(DataError) as error:
-        impressions.read_impressions(path, ITEMS)
+        read_impressions(path, ITEMS)
     message = str(error.value)
     assert message.startswith(f"{path}, line 4: ") and words in message and len(message) < 500
 
@@ -195,9 +195,9 @@ def test_errors_name_file_and_line(tmp_path, line, words):
 def test_a_path_without_impressions(tmp_path):
     for path, words in ((tmp_path / "none", "cannot read"), (tmp_path, "holds no files")):
         with pytest.raises(DataError, match=words):
-            impressions.read_impressions(str(path), ITEMS)
+            read_impressions(str(path), ITEMS)
     with pytest.raises(DataError, match="holds no impressions"):
-        impressions.read_impressions(write(tmp_path / "empty", "\n"), ITEMS)
+        read_impressions(write(tmp_path / "empty", "\n"), ITEMS)
 
 
 @pytest.mark.fuzz
@@ -207,7 +207,7 @@ def test_mutated_impressions_are_read_or_refused(tmp_path_factory, mutations):
     path = tmp_path_factory.mktemp("mutated") / "impressions.txt"
     path.write_bytes(mutated(LINES.encode(), mutations))
     try:
-        shown = impressions.read_impressions(str(path), ITEMS)
+        shown = read_impressions(str(path), ITEMS)
     except DataError as error:
         assert str(path) in str(error) and len(str(error)) < 1000
     else:
@@ -245,7 +245,7 @@ def test_infer_prints_the_metrics_of_each_epoch(mind, capsys):
     assert evaluate(mind) == 0
     out = capsys.readouterr().out
     encoder = IdEncoder.load(choose_checkpoint(str(mind / "model"), 2))
-    shown = impressions.read_impressions(str(mind / "data/test_impressions"), 12)
+    shown = read_impressions(str(mind / "data/test_impressions"), 12)
     scores = impressions.score(encoder, shown, 50).values
     means, left_out = mean_by_definition(scores, shown.labels, shown.offsets)
     assert f"epoch_2 auc:{means['auc']:.4f} mrr:{means['mrr']:.4f} " \

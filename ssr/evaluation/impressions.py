@@ -26,7 +26,6 @@ import numpy as np
 
 from ssr.evaluation.queries import Queries
 from ssr.evaluation.ranking import encode
-from ssr.impressions import Impressions, read_impressions  # noqa: F401  what is scored here
 from ssr.runtime import paddle
 
 NAMES = ("auc", "mrr", "ndcg@5", "ndcg@10")
