@@ -20,6 +20,7 @@ of several (--workers). Others may read it at the same time (--read_only).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -60,9 +61,13 @@ def serve_index(args, listener, tell=lambda: None, member=None):
     from ssr.service.server import serve as serve_app
 
     limits = Limits(*(getattr(args, name) for name in Limits._fields))
-    with open_index(args, writable=not args.read_only and (not member or member.writes)) as index:
+    with contextlib.ExitStack() as opened:
+        index = opened.enter_context(
+            open_index(args, writable=not args.read_only and (not member or member.writes)))
         index.warm_up()
         app = make_app(index, limits, args.token, hosts_of(args), member)
+        opened.pop_all()
+        opened.callback(lambda: app.state.backend.index.close())  # maybe another one by then
         tell()
         serve_app(app, listener, args.timeout, member)
     return 0

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from ssr.news.scoring import Scoring
 from ssr.retrieval import live, live_snapshot
+from ssr.retrieval.catalogue import Catalogue
 from ssr.retrieval.clicks import Click, ClickLog, Sessions
-from ssr.retrieval.live import Catalogue, LiveClicks
+from ssr.retrieval.live import LiveClicks
 
 START = 1_700_000_000.0
 DIM, ITEMS = 4, 12

@@ -143,6 +143,15 @@ def field_tokens(fields: Mapping) -> list[str]:
     return tokens
 
 
+def fields_of(tokens) -> dict[str, list[str]]:
+    """Fields of which field_tokens makes these tokens: what it leaves of a field for good."""
+    fields = {}
+    for token in tokens:
+        name, _, value = token.partition(":")
+        fields.setdefault(name, []).append(value)
+    return fields
+
+
 def _fold(text):
     """In lower case, normalised, without invisible characters, with ' for any apostrophe."""
     if text.isascii():

@@ -16,13 +16,14 @@ import os
 import time
 
 from ssr.errors import DataError, UserError
-from ssr.preparation.text import field_tokens
+from ssr.preparation.text import field_tokens, fields_of
 from ssr.retrieval import live_snapshot
 from ssr.retrieval.bag import NOTHING
+from ssr.retrieval.catalogue import Catalogue
 from ssr.retrieval.clicks import ClickLog
 from ssr.retrieval.engines import open_store
 from ssr.retrieval.filters import EVERYTHING
-from ssr.retrieval.live import Catalogue, LiveClicks
+from ssr.retrieval.live import LiveClicks
 from ssr.retrieval.live_settings import CLICKS_FILE, live_settings
 from ssr.retrieval.model_copy import load_encoder
 from ssr.retrieval.queries import Asked, Queries, Wanted
@@ -45,20 +46,23 @@ class Index:
     candidate_age: of a live index, seconds after its last click that an item is ranked by clicks
     """
 
-    def __init__(self, store, encoder, vocabulary=None, live=None, clock=time.time):
+    def __init__(self, store, encoder, vocabulary=None, live=None, clock=time.time, beside=False):
         """store: an engines.Store; encoder: the Encoder of the model that made its vectors;
         vocabulary: text.TokenVocabulary, None for a model without content; live: LiveSettings, None
-        for an index that is not live; clock: seconds since 1970"""
+        for an index that is not live; clock: seconds since 1970; beside: whether another Index, of
+        another build, still takes the clicks in"""
         self.store, self._encoder, self._vocabulary = store, encoder, vocabulary
         self.scoring = live and live.scoring
         self.candidate_age = live and live.candidate_age
-        self._clock, self._live = clock, None
+        self.live_settings, self._clock, self._live = live, clock, None
         if live:
             removed, self._removed_at = store.removed(), store.change
             catalogue = Catalogue(store.details["digest"], store.dim, self._register,
                                   self._encode_keys, store.items.vector)
+            log = _open_log(store, live, beside)
             self._live = LiveClicks(
-                _open_log(store, live), store.writable, catalogue, live.candidate_age, clock,
+                log, store.writable and not (beside and not log.is_shared), catalogue,
+                live.candidate_age, clock,
                 os.path.join(store.directory, live_snapshot.FILE))
             self._live.set_withdrawn(removed)
         self._queries = Queries(store, self._live, self.scoring,
@@ -81,15 +85,24 @@ class Index:
             store = open_store(path, writable)
             try:
                 live = live_settings(path, writable, scoring, candidate_age, clicks)
-                encoder, vocabulary = load_encoder(store.directory, store.details)
-                if live and encoder.stand_in_length is None:
-                    encoder = encoder.with_stand_ins(_clicked_bags(store, encoder))
-                return cls(store, encoder, vocabulary, live, clock)
+                index = cls.of(store, live, clock)
+                index.opened_with = {"scoring": scoring, "candidate_age": candidate_age,
+                                     "clicks": clicks}
+                return index
             except BaseException as error:
                 store.close()
                 # Or else build --overwrite has just taken away what was being opened.
                 if not isinstance(error, (UserError, OSError)) or not store.is_replaced():
                     raise
+
+    @classmethod
+    def of(cls, store, live, clock=time.time):
+        """That of a Store which is open. live, clock: as of Index. Raises StoreError, SetupError,
+        DataError."""
+        encoder, vocabulary = load_encoder(store.directory, store.details)
+        if live and encoder.stand_in_length is None:
+            encoder = encoder.with_stand_ins(_clicked_bags(store, encoder))
+        return cls(store, encoder, vocabulary, live, clock)
 
     def __enter__(self):
         return self
@@ -127,6 +140,11 @@ class Index:
     @property
     def is_live(self):
         return self._live is not None
+
+    @property
+    def is_remote(self):
+        """Whether a query waits for another machine."""
+        return self.store.is_remote
 
     @property
     def takes_fresh(self):
@@ -261,6 +279,10 @@ class Index:
     def _register(self, ids):
         return self.store.register(ids, self._clock())
 
+    def encode_bags(self, bags):
+        """The vectors that the model makes of items, a list of <float32>[dim] or None."""
+        return self._encoder.encode_items(bags)
+
     def _encode_keys(self, sessions):
         """The vectors of sessions of keys, a list, None where there is none."""
         bags = self.store.items.bags(sorted({key for session in sessions for key in session}))
@@ -302,6 +324,39 @@ class Index:
                        and bool(known[item.id].bag) for item, bag in zip(items, bags))
         return Added(len(items) - len(without) - replaced, replaced, without)
 
+    def bring_over(self, former, since):
+        """Takes over what was changed in the index of a former build: items that were added or
+        replaced are encoded anew, those that were removed are so here.
+
+        former: an Index of the same kind; since: the number of a change, of which later ones count
+        An item's pretrained vector is not known any more. Returns the number of the last change
+        that is certain to be here.
+        """
+        newest = former.store.change  # what changes meanwhile may be missed
+        for rows in former.store.items.changes(since):
+            items = [Item(row.id, row.text, fields_of(row.fields)) for row, _ in rows]
+            known = self.store.items.find([item.id for item in items])
+            bags = self._bags(items, known)
+            self.store.put([row._replace(bag=bag, vector=vector) for (row, removed), bag, vector
+                            in zip(rows, bags, self._encoder.encode_items(bags))
+                            if not (removed and row.id in known)])
+            self.store.remove([row.id for row, removed in rows if removed])
+        return newest
+
+    def made_live(self, live):
+        """The same index, live, while another one still takes the clicks in. live: LiveSettings"""
+        return Index(self.store, self._encoder, self._vocabulary, live, self._clock, beside=True)
+
+    def succeed(self, former):
+        """Takes the place of the index of a former build, which answers queries until it is closed
+        and takes no changes any more. Raises StoreError; then nothing has changed."""
+        if self._live:
+            former._live.flush()
+        self.store.succeed(former.store)
+        if self._live:
+            self._live.set_withdrawn(self.store.removed())
+            self._live.succeed(former._live)
+
     def remove(self, ids):
         """Takes items off the candidates, those that clicks rank too. Sessions that clicked them
         are understood as before. ids: raw ids. Returns Removed; unknown ids are no error."""
@@ -312,14 +367,14 @@ class Index:
         return Removed(len(ids) - len(unknown), unknown)
 
 
-def _open_log(store, live):
-    """The log of the clicks of a live index."""
+def _open_log(store, live, beside):
+    """The log of the clicks of a live index. beside: as of Index"""
     if live.clicks:
         return RedisLog(live.clicks, store.writable)
     if store.writable and not store.is_alone:
         raise DataError(f"{store.path} is open for writing in several processes, which share the "
                         "clicks over a Redis: --clicks redis://HOST:6379/0")
-    return ClickLog(os.path.join(store.path, CLICKS_FILE), store.writable)
+    return ClickLog(os.path.join(store.path, CLICKS_FILE), store.writable and not beside)
 
 
 def _clicked_bags(store, encoder):

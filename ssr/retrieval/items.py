@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from ssr.errors import StoreError
-from ssr.retrieval.bag import Bag
+from ssr.retrieval.bag import NOTHING, Bag
 from ssr.retrieval.builds import REMEDY
 from ssr.retrieval.database import connect, sqlite_errors, transaction
 from ssr.retrieval.rows import (
@@ -26,6 +26,7 @@ from ssr.retrieval.rows import (
     FIELDS,
     SCHEMA,
     KnownItem,
+    Row,
     StoredItem,
     crcs,
     fields_crc,
@@ -34,6 +35,7 @@ from ssr.retrieval.rows import (
 )
 
 ROWS_AT_A_TIME = 1 << 14
+CHANGES_AT_A_TIME = 256
 
 IS_CANDIDATE = "removed = 0 AND vector IS NOT NULL"
 
@@ -221,6 +223,23 @@ class Items:
     def changed_since(self, change):
         """The items that later changes touched, a list of StoredItem."""
         return self._select("change > ?", change)
+
+    def changes(self, since):
+        """Yields lists of (Row without bag and vector, whether it was removed), of the items that
+        later changes touched, in the order of their keys. Those of which nothing is known but that
+        somebody has clicked them are left out."""
+        key = -1
+        while True:
+            rows = self.ask(
+                f"SELECT key, id, text, removed, {self._fields} FROM items WHERE "
+                "change > ? AND key > ? AND (removed = 1 OR vector IS NOT NULL OR text != '' "
+                "OR length(bag) > 0) ORDER BY key LIMIT ?", since, key, CHANGES_AT_A_TIME)
+            if not rows:
+                return
+            yield [(Row(id, text, NOTHING, None, tuple(self._parsed_fields(key, id, *fields)),
+                        fields[1]), bool(removed))
+                   for key, id, text, removed, *fields in rows]
+            key = rows[-1][0]
 
     def newest_change(self):
         """The number of the last change."""

@@ -25,7 +25,6 @@ import itertools
 import logging
 import threading
 import time
-from typing import Callable, NamedTuple
 
 from ssr.errors import DataError, SetupError, StoreError
 from ssr.news import Stream
@@ -43,22 +42,6 @@ RECOVER_EVERY = 10  # seconds, between attempts
 SAVE_AFTER, SAVE_EVERY, SAVE_AT_CLOSING = 10_000, 60.0, 1000
 NOTHING = SessionBefore([], None)
 NEVER = float("-inf")
-
-
-class Catalogue(NamedTuple):
-    """What the live state needs of the index that it belongs to.
-
-    model: the digest of its model; dim: of its vectors
-    register: {raw id: key} of a list of raw ids; makes known those that were not, if it may
-    encode: the vectors of sessions, lists of keys: a list of <float32>[dim] or None
-    vector: that of a key, <float32>[dim] of length 1, or None
-    """
-
-    model: str
-    dim: int
-    register: Callable
-    encode: Callable
-    vector: Callable
 
 
 class LiveClicks:
@@ -304,6 +287,25 @@ class LiveClicks:
             self.now()
             if self._log.has_changed():
                 self._catch_up()
+
+    def succeed(self, other):
+        """From here on it takes clicks in, and no more the LiveClicks of the build before, which
+        still answers queries. Raises StoreError; then nothing has changed."""
+        self.clicks_ahead += other.clicks_ahead
+        if self._log.is_shared:  # both append to it, each by itself
+            return
+        with other._writing, self._writing:
+            other._log.flush()
+            self._log, other._log = other._log, self._log
+            self._writable, other._writable = True, False
+            try:
+                self._read_log()
+            except StoreError as error:  # what it could not write, the next opening makes anew
+                logger.warning("%s; opening the index will take longer", error)
+
+    def flush(self):
+        """All clicks are on the disk when it returns. Raises StoreError."""
+        self._log.flush()
 
     def backlog(self):
         """How many clicks are not on the disk yet."""

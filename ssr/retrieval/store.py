@@ -25,7 +25,7 @@ import numpy as np
 
 from ssr.errors import StoreError
 from ssr.retrieval.bag import NOTHING
-from ssr.retrieval.builds import current_build, lock
+from ssr.retrieval.builds import adopt, current_build, lock
 from ssr.retrieval.filters import Attributes
 from ssr.retrieval.items import Items, create_items, set_meta
 from ssr.retrieval.rows import Row
@@ -85,34 +85,37 @@ class Store:
     As engines.Store; items is an items.Items, change what a search knows of.
     """
 
-    def __init__(self, path, writable=False):
-        """Raises StoreError."""
+    is_remote = False
+
+    def __init__(self, path, writable=False, directory=None):
+        """directory: of a build that does not count yet, beside another Store that is open for
+        writing; None for the one that counts. Raises StoreError."""
         self.path, self.writable = path, writable
         self.is_alone = writable  # one process at a time writes
         self._latch = Latch()  # around faiss
         self._changing = threading.Lock()  # held by who brings the faiss index up to date
         self.items = self._attributes = None
-        self.directory = current_build(path)
-        self._lock = lock(path) if writable else None
+        self.directory = directory or current_build(path)
+        self._lock = lock(path) if writable and not directory else None
         try:
-            while not self._open():
+            while not self._open(directory or current_build(path)):
                 pass
         except BaseException:
             self.close()
             raise
 
-    def _open(self):
-        """Opens the build that counts. Returns False where another one took its place meanwhile."""
-        self.directory = current_build(self.path)
+    def _open(self, directory):
+        """Opens a build. Returns False where another one counts by now."""
+        self.directory = directory
         try:
-            self.items = Items(os.path.join(self.directory, "items.sqlite"), self.writable)
-            self._vectors, self.change = _load(self.items, self.directory)
+            self.items = Items(os.path.join(directory, "items.sqlite"), self.writable)
+            self._vectors, self.change = _load(self.items, directory)
             self._attributes = Attributes(self.items)
             self._unsaved = 0  # rows that changed since the faiss file was written
             self._version = None  # of the database, as the faiss index has it
             self.refresh()
         except (StoreError, OSError):
-            if not self.is_replaced():
+            if self.writable or not self.is_replaced():
                 raise
             if self.items:
                 self.items.close()
@@ -130,6 +133,12 @@ class Store:
     def is_replaced(self):
         """Whether another build has taken the place of the one that is open."""
         return current_build(self.path) != self.directory
+
+    def succeed(self, other):
+        """The build that is open counts from here on, and not that of another Store, which has the
+        lock until then. Raises StoreError; then nothing has changed."""
+        adopt(self.path, self.directory)
+        self._lock, other._lock = other._lock, None
 
     def __enter__(self):
         return self

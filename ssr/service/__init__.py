@@ -5,6 +5,7 @@
     guards.py     what every request passes before it reaches a route, and how refusals are told
     backend.py    the index as the routes use it
     routes.py     the routes
+    reloading.py  going over to a new build of the index
     metrics.py    measurements for Prometheus
     page.py       the page to try it, page.html
     app.py        all of this as one ASGI application

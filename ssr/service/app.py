@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 
 import fastapi_offline
+from starlette.concurrency import run_in_threadpool
 
 from ssr.service import guards, metrics
 from ssr.service.backend import Backend
 from ssr.service.messages import Problems
+from ssr.service.reloading import Reloader
 from ssr.service.routes import add_routes
 
 
 def make_app(index, limits, token="", allowed_hosts=(), member=None):
-    """The application; app.state.registry is that of its metrics.
+    """The application; app.state.registry is that of its metrics, app.state.backend has the index
+    that it uses by now, which is to be closed in the end.
 
     index: a retrieval.Index; where it is not open for writing, changes are handed to the process of
         the group that writes, or refused
@@ -22,11 +25,14 @@ def make_app(index, limits, token="", allowed_hosts=(), member=None):
     allowed_hosts: names that a request's Host may have, as of guards.AllowedHosts; () for any
     member: of the group.Group of processes that serve the index, None for the only one
     """
-    backend = Backend(index, limits)
+    backend, registry = Backend(index, limits), metrics.make_registry()
+    reloader = Reloader(backend, registry)
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
+        reloader.start()
         yield
+        await run_in_threadpool(reloader.close)
         backend.close()
 
     # FastAPI, whose /docs has its scripts from here instead of from the internet.
@@ -35,11 +41,12 @@ def make_app(index, limits, token="", allowed_hosts=(), member=None):
         description="Recommendations for sessions while items come and go.",
         lifespan=lifespan, responses={422: {"model": Problems}}, redoc_url=None,
         favicon_url="data:,", swagger_ui_parameters={"validatorUrl": None})
-    app.state.registry = metrics.make_registry(index)
+    app.state.registry, app.state.backend = registry, backend
+    metrics.observe_index(registry, backend)
     app.add_middleware(guards.BoundedBodies, max_body=limits.max_body)
     if allowed_hosts:
         app.add_middleware(guards.AllowedHosts, names=allowed_hosts)
-    app.add_middleware(metrics.MeasuredRequests, registry=app.state.registry)
+    app.add_middleware(metrics.MeasuredRequests, registry=registry)
     guards.add_error_handlers(app)
-    add_routes(app, backend, token, app.state.registry, member)
+    add_routes(app, backend, reloader, token, registry, member)
     return app

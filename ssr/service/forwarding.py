@@ -17,7 +17,7 @@ AT_A_TIME = 8  # requests that one process hands on
 HANDED_ON = ("authorization", "content-type")  # headers
 HANDED_BACK = ("content-type", "www-authenticate", "retry-after")
 READ_ONLY = "this server only reads its index: changes go to the one that writes it"
-PATIENCE = 60.0  # seconds
+PATIENCE, RELOAD_PATIENCE = 60.0, 1800.0  # seconds
 
 
 def route_class(index, member):
@@ -54,8 +54,10 @@ class Forwarder:
         self._member = member
         self._threads = ThreadPoolExecutor(AT_A_TIME, "forward")
 
-    async def forward(self, request, timeout=PATIENCE):
-        """Its answer."""
+    async def forward(self, request, timeout=None):
+        """Its answer. timeout: in seconds, None for what the request may take"""
+        if timeout is None:
+            timeout = RELOAD_PATIENCE if request.url.path == "/reload" else PATIENCE
         path = request.scope["raw_path"].decode("latin-1")
         query = request.scope["query_string"].decode("latin-1")
         headers = {name: request.headers[name] for name in HANDED_ON if name in request.headers}

@@ -169,6 +169,12 @@ class ClicksMessage(BaseModel):
     clicks: int = Field(description="how many were taken in")
 
 
+class ReloadedMessage(BaseModel):
+    reloaded: bool = Field(description="false if no new build was waiting, which may be since the "
+                           "service has gone over to it before it was asked to")
+    model: str = Field(description="the one that answers")
+
+
 class Article(BaseModel):
     id: str
     text: str

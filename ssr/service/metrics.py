@@ -13,19 +13,37 @@ METHODS = ("GET", "PUT", "POST", "DELETE")
 BUCKETS = (.0005, .001, .002, .003, .005, .0075, .01, .015, .025, .05, .1, .25, 1, 5)  # seconds
 
 
-def make_registry(index):
-    """A registry with what is known about the process and an Index."""
+def make_registry():
+    """A registry with what is known about the process."""
     registry = prometheus_client.CollectorRegistry()
     prometheus_client.ProcessCollector(registry=registry)
-    observe(registry, "ssr_items", "Items that are known, removed ones too",
-            lambda: index.size()[0])
-    observe(registry, "ssr_candidates", "Items that can be recommended", lambda: index.size()[1])
-    if index.is_live:
-        observe(registry, "ssr_click_backlog", "Clicks that are not on the disk yet",
-                index.click_backlog)
-        observe(registry, "ssr_clicks_ahead_total", "Clicks whose time was ahead of the clock",
-                lambda: index.clicks_ahead)
     return registry
+
+
+def observe_index(registry, backend):
+    """Adds what is known about the index of a backend.Backend."""
+    observe(registry, "ssr_items", "Items that are known, removed ones too",
+            lambda: backend.index.size()[0])
+    observe(registry, "ssr_candidates", "Items that can be recommended",
+            lambda: backend.index.size()[1])
+    registry.register(_Model(backend))
+    if backend.index.is_live:
+        observe(registry, "ssr_click_backlog", "Clicks that are not on the disk yet",
+                lambda: backend.index.click_backlog())
+        observe(registry, "ssr_clicks_ahead_total", "Clicks whose time was ahead of the clock",
+                lambda: backend.index.clicks_ahead)
+
+
+class _Model:
+    """Which model answers: a label, as Prometheus keeps texts."""
+
+    def __init__(self, backend):
+        self._backend = backend
+
+    def collect(self):
+        family = GaugeMetricFamily("ssr_model", "1 for the model that answers", labels=["model"])
+        family.add_metric([self._backend.model], 1)
+        return [family]
 
 
 def observe(registry, name, description, value):

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 
-from ssr.errors import DataError
+from ssr.errors import DataError, UserError
 from ssr.retrieval import Click, Filter, Item, check_id
 from ssr.service import forwarding, messages, metrics
 from ssr.service.group import WRITER
@@ -23,7 +23,7 @@ from ssr.service.page import read_page
 QUICK = 2.0  # seconds that another process gets to say how it is
 
 
-def add_routes(app, backend, token, registry, member=None):
+def add_routes(app, backend, reloader, token, registry, member=None):
     """All routes. token: what those that change something ask for, "" for nothing; member: as of
     make_app"""
     app.include_router(query_routes(backend))
@@ -34,6 +34,7 @@ def add_routes(app, backend, token, registry, member=None):
     changes.include_router(item_routes(backend, made_by))
     if backend.index.is_live:
         changes.include_router(click_routes(backend, made_by))
+    changes.include_router(reload_routes(backend, reloader, made_by))
     app.include_router(changes)
 
 
@@ -67,8 +68,8 @@ def query_routes(backend):
     @router.post("/recommend", response_model=messages.AnswerMessage)
     async def recommend(query: SessionQuery):
         """The items that fit a session best."""
-        return json_response(backend.recommend(query.session, query.k, query.exclude_session,
-                                               query.filter()))
+        return json_response(await backend.recommend(query.session, query.k,
+                                                     query.exclude_session, query.filter()))
 
     @router.post("/recommend/batch", response_model=messages.AnswersMessage)
     async def recommend_batch(query: BatchQuery):
@@ -79,12 +80,12 @@ def query_routes(backend):
     @router.post("/similar", response_model=messages.AnswerMessage)
     async def similar(query: SimilarQuery):
         """The items whose vectors are nearest to that of an item."""
-        return json_response(backend.similar(query.item, query.k, query.filter()))
+        return json_response(await backend.similar(query.item, query.k, query.filter()))
 
     @router.get("/similar", response_model=messages.AnswerMessage)
     async def similar_without_filter(item: str, k: Number = most):
         """The same by a link."""
-        return json_response(backend.similar(item, k, Filter()))
+        return json_response(await backend.similar(item, k, Filter()))
 
     @router.get("/items", response_model=messages.Articles)
     async def browse(search: Annotated[str, fastapi.Query(max_length=200)] = "",
@@ -164,6 +165,27 @@ def click_routes(backend, made_by):
     return router
 
 
+def reload_routes(backend, reloader, made_by):
+    """The route that goes over to a new build. made_by: as of item_routes"""
+    router = fastapi.APIRouter(route_class=made_by)
+
+    @router.post("/reload", response_model=messages.ReloadedMessage, responses={
+        409: {"model": messages.Problems, "description": "the new build cannot be used, the model "
+              "is the one before"}})
+    def reload():
+        """Goes over to what `retrieve.py build --overwrite` has built, as it happens within a
+        second or two anyway, and tells whether it could. Requests are answered meanwhile."""
+        try:
+            reloaded = reloader.reload()
+        except UserError as error:
+            raise Refused(409, [], str(error), "refused") from error
+        if not reloaded and reloader.last_problem():
+            raise Refused(409, [], reloader.last_problem(), "refused")
+        return JSONResponse({"reloaded": reloaded, "model": backend.model})
+
+    return router
+
+
 async def path_id(request: fastapi.Request, id: str):
     """The id at the end of a path. The server replaces what is not UTF-8, and an item with another
     id would be changed."""
@@ -185,7 +207,7 @@ PathId = Annotated[str, fastapi.Depends(path_id)]
 
 def status_routes(backend, needs_token, registry, member=None):
     """The page, and the routes that tell how the service is."""
-    router, index = fastapi.APIRouter(), backend.index
+    router = fastapi.APIRouter()
     page, headers = read_page()
     forwarder = forwarding.Forwarder(member) if member and member.has_other_writer else None
 
@@ -199,6 +221,7 @@ def status_routes(backend, needs_token, registry, member=None):
         if forwarder and member.group.is_up(WRITER):
             with contextlib.suppress(Refused):  # it knows how many clicks wait
                 return await forwarder.forward(request, QUICK)
+        index = backend.index
         return JSONResponse({
             "status": "reading" if forwarder else "ok", "model": backend.model,
             "change": index.change, "takes_fresh": index.takes_fresh, "live": index.is_live,
