@@ -67,7 +67,7 @@ from ssr.preparation.filtering import Rules
 from ssr.preparation.from_clicks import prepare_clicks
 from ssr.preparation.from_impressions import prepare_impressions
 from ssr.preparation.from_sessions import prepare_sessions
-from ssr.preparation.g1 import open_g1, read_articles
+from ssr.preparation.g1 import open_g1, read_articles, read_embeddings
 from ssr.preparation.mind import read_news
 from ssr.preparation.numbering import NO_EARLIER_RUN, read_earlier_run
 from ssr.preparation.writing import Catalogue, TextSettings
@@ -161,14 +161,16 @@ def run_adressa(args):
 
 
 def run_g1(args):
+    vectors = read_embeddings(args.embeddings) if args.embeddings else None
     return run_layout(args, open_g1(args.input),
-                      read_articles(args.articles) if args.articles else None)
+                      read_articles(args.articles) if args.articles else None, vectors)
 
 
-def run_layout(args, log, catalogue):
-    """Writes --output_dir from the log of a public data set and the text of its items."""
-    written = prepare_clicks(log, args.output_dir, rules_of(args),
-                             text_settings(args, catalogue=catalogue), keep_times=True,
+def run_layout(args, log, catalogue, vectors=None):
+    """Writes --output_dir from the log of a public data set, the text and the vectors of its
+    items."""
+    settings = text_settings(args, catalogue=catalogue, vectors=vectors)
+    written = prepare_clicks(log, args.output_dir, rules_of(args), settings, keep_times=True,
                              earlier=earlier_run(args), on_stage=print_stage)
     print_written(args.output_dir, written)
     return 0

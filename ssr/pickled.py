@@ -1,4 +1,4 @@
-"""Files of paddle.save, read without running what they may hold.
+"""Pickles of numpy arrays, as paddle.save writes them too, read without running what they may hold.
 
 paddle.load unpickles, and a pickle may call any function. The state dict of a model or an optimizer
 holds numpy arrays and names, so an unpickler that admits nothing else reads it.
@@ -10,7 +10,7 @@ import pickle
 
 import numpy as np
 
-from ssr.errors import SetupError
+from ssr.errors import DataError, SetupError
 
 # numpy 2 has moved its core; files of either version name the one they were written by.
 _ALLOWED = {(module, name) for core in ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -43,3 +43,17 @@ def load_arrays(path):
         raise SetupError(f"cannot load {path}: {reason}; it is no checkpoint, or a damaged one"
                          ) from error
     return state
+
+
+def load_array(path):
+    """The numpy array of numbers in a pickle that holds nothing else. Raises DataError."""
+    try:
+        with open(path, "rb") as f:
+            array = _Unpickler(f).load()
+        if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+            raise pickle.UnpicklingError("it holds something else")
+    except Exception as error:  # what a damaged pickle raises varies with the damage
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"cannot read {path}: {reason}; it is no pickle of an array of numbers"
+                        ) from error
+    return array

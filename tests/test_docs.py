@@ -11,6 +11,7 @@ foreground is started in the background, as in another terminal. Either gets a f
 import contextlib
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -349,6 +350,8 @@ def make_news_data(folder, ids, sessions, times):
         "click_environment,click_deviceGroup",
         *(f"{number},{number},{times[number][0]}000,{len(times[number])},{item[1:]},{time}000,4,1"
           for number, (item, _), time in clicks)])
+    vectors = np.random.default_rng(1).normal(size=(1 + len(ids), 4)).astype(np.float32)
+    (folder / "articles_embeddings.pickle").write_bytes(pickle.dumps(vectors))
     write("articles_metadata.csv", [
         "article_id,category_id,created_at_ts,publisher_id,words_count",
         *(f"{item[1:]},281,1506826800000,0,200" for item, _ in ids)])

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import json
+import pickle
 import random
 import sys
 from datetime import datetime, timedelta, timezone
@@ -420,6 +421,45 @@ def test_g1_categories_and_publishers_are_fields(g1_folder, capsys):
     assert tokens(g1_folder / "out") == {"157541": {"category:281", "publisher:0"},
                                          "68866": {"category:136", "publisher:7"}}
     assert "--min_token_count" in usage_error(capsys, *g1(g1_folder, "--min_token_count", 1))
+
+
+def pickled(path, value):
+    path.write_bytes(pickle.dumps(value, protocol=3))
+    return path
+
+
+def test_g1_embeddings_become_item_vectors(g1_folder):
+    """In row i that of item i, zeros for an article beyond the file."""
+    vectors = np.arange(68867 * 3, dtype=np.float32).reshape(-1, 3)
+    path = pickled(g1_folder / "articles_embeddings.pickle", vectors)
+    for _ in range(2):  # the second time in place of those of the first
+        assert run(*g1(g1_folder, "--embeddings", path)) == (0, "")
+    out = g1_folder / "out"
+    assert [line.split()[0] for line in (out / "items.txt").read_text().splitlines()] == [
+        "157541", "68866"]
+    np.testing.assert_array_equal(np.load(out / "item_vectors.npy"), [[0, 0, 0], vectors[68866]])
+    assert "item_vectors.npy" in DataDirectory.open(str(out)).description.files
+    # Other items beside them would have vectors that are not theirs.
+    assert "move it away" in error(*g1(g1_folder))
+    assert (out / "item_vectors.npy").exists()
+
+
+def test_g1_embeddings_run_nothing(g1_folder):
+    path = g1_folder / "articles_embeddings.pickle"
+    made = g1_folder / "made"
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(made), "w")
+
+    for value, words in ((Evil(), "open, which no array needs"), ([1.0], "something else"),
+                         (np.array([None]), "no pickle of an array"), (np.ones(3), "float64[3]"),
+                         (np.array([[1.0], [np.nan]]), "the vector of article 1 holds")):
+        message = error(*g1(g1_folder, "--embeddings", pickled(path, value)))
+        assert str(path) in message and words in message
+    path.write_bytes(b"nonsense")
+    assert "no pickle of an array" in error(*g1(g1_folder, "--embeddings", path))
+    assert not made.exists() and not (g1_folder / "out").exists()
 
 
 @pytest.mark.parametrize("line, words", [

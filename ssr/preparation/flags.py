@@ -78,8 +78,10 @@ def add_adressa_flags(add):
 def add_g1_flags(add):
     add("--input", nargs="+", metavar="PATH", required=True,
         help="clicks_hour_*.csv, or directories of them")
-    add("--articles", metavar="FILE", help="articles_metadata.csv, of which category and publisher "
-        "become fields; articles_embeddings.pickle is not read")
+    add("--articles", metavar="FILE",
+        help="articles_metadata.csv, of which category and publisher become fields")
+    add("--embeddings", metavar="FILE",
+        help="articles_embeddings.pickle, of which item_vectors.npy is made")
     add("--output_dir", required=True, help="where the files are written")
     _add_rules(add)
     _add_tokens(add)

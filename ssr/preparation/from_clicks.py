@@ -48,7 +48,8 @@ def prepare_clicks(log: Log, output_dir, rules: Rules, settings: TextSettings, *
     inputs = [path for path in (log.path, settings.items_path) if path]
     names = [part for part in PARTS if part in rules.parts or part == "valid" and valid]
     with Output(output_dir, names, names if keep_times else [],
-                has_tokens(settings, earlier), inputs) as output:
+                has_tokens(settings, earlier), inputs,
+                vectors=settings.vectors is not None) as output:
         # Small files first: what is wrong with them is told before the work.
         catalogue = read_catalogue(settings)
         clicks, raw_items, texts = _read(log, settings)

@@ -4,7 +4,8 @@
 clicks_hour_000.csv and so on have a line for each click: user_id, session_id, session_start,
 session_size, click_article_id, click_timestamp in milliseconds, and the reader's device.
 articles_metadata.csv has a line for each article: article_id, category_id, created_at_ts,
-publisher_id, words_count. There are no titles. articles_embeddings.pickle is not read.
+publisher_id, words_count. There are no titles; articles_embeddings.pickle holds a vector of each
+article's text, row i that of article i.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import polars as pl
 
 from ssr.errors import DataError
 from ssr.files import files_of, numbered_lines
+from ssr.pickled import load_array
 from ssr.preparation.click_log import Columns, Log, open_frame
 from ssr.preparation.text import ItemText
 from ssr.preparation.writing import Catalogue
@@ -46,6 +48,21 @@ def read_articles(path) -> Catalogue:
     items = {str(article): ItemText(fields={"category": category, "publisher": publisher})
              for article, category, publisher in _read_numbers(path, ARTICLE_COLUMNS)}
     return Catalogue(path, items)
+
+
+def read_embeddings(path):
+    """The vectors in a file like articles_embeddings.pickle, which is read without running what it
+    may hold: <float32>[articles, dim]. Raises DataError."""
+    vectors = load_array(path)
+    if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.size:
+        raise DataError(f"{path} holds {vectors.dtype.name}{list(vectors.shape)}, and must hold "
+                        "floating-point numbers, [articles, numbers of a vector]")
+    vectors = vectors.astype(np.float32, copy=False)
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise DataError(f"{path}: the vector of article {int(np.argmin(finite))} holds what is no "
+                        "number, or an infinite one")
+    return vectors
 
 
 def _read_numbers(path, columns):

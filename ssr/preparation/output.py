@@ -41,15 +41,16 @@ class Output:
     All methods raise SetupError.
     """
 
-    def __init__(self, directory, parts, timed_parts=(), tokens=False, inputs=(), shown_parts=()):
+    def __init__(self, directory, parts, timed_parts=(), tokens=False, inputs=(), shown_parts=(),
+                 vectors=False):
         """parts: those with sessions; timed_parts, shown_parts: those with times and impressions,
-        too; tokens: whether there will be TOKEN_FILES; inputs: paths of files that must not be
-        overwritten"""
+        too; tokens, vectors: whether there will be TOKEN_FILES, ITEM_VECTORS_FILE; inputs: paths of
+        files that must not be overwritten"""
         self.directory = directory
         self.files = {}
         self.names = [*map(sessions_name, parts), *map(times_name, timed_parts),
                       *map(impressions_name, shown_parts), ITEMS_FILE, VOCAB_FILE,
-                      *(TOKEN_FILES if tokens else ())]
+                      *(TOKEN_FILES if tokens else ()), *[ITEM_VECTORS_FILE] * vectors]
         # Files of an earlier run that this one does not replace have ids of another vocabulary.
         possible = [*TOKEN_FILES, *map(sessions_name, PARTS), *map(times_name, PARTS),
                     *map(impressions_name, PARTS)]
@@ -61,7 +62,7 @@ class Output:
 
     def _check_vectors(self):
         path = os.path.join(self.directory, ITEM_VECTORS_FILE)
-        if os.path.exists(path):
+        if os.path.exists(path) and ITEM_VECTORS_FILE not in self.names:
             raise SetupError(f"{path} is of the items that are there now, in their order: move it "
                              "away, and make it anew for the new items.txt")
 

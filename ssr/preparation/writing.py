@@ -9,7 +9,14 @@ from typing import NamedTuple, Optional, Sequence
 import numpy as np
 import polars as pl
 
-from ssr.data_directory import CUTTING_FILE, ITEM_TOKENS_FILE, ITEMS_FILE, TOKENS_FILE, VOCAB_FILE
+from ssr.data_directory import (
+    CUTTING_FILE,
+    ITEM_TOKENS_FILE,
+    ITEM_VECTORS_FILE,
+    ITEMS_FILE,
+    TOKENS_FILE,
+    VOCAB_FILE,
+)
 from ssr.errors import DataError
 from ssr.preparation import text
 from ssr.preparation.numbering import EarlierRun
@@ -78,6 +85,8 @@ class TextSettings(NamedTuple):
     min_token_count: tokens of fewer items of the training sessions are dropped
     chinese_cutter: one of text.CUTTERS, None for jieba if it is installed
     all_items: whether items with text that occur in no session get ids as well
+    vectors: <float32>[n, dim], pretrained vectors of the items: in row i that of the item whose raw
+        id is i; None for none
     """
 
     items_path: Optional[str] = None
@@ -87,6 +96,7 @@ class TextSettings(NamedTuple):
     chinese_cutter: Optional[str] = None
     all_items: bool = False
     catalogue: Optional[Catalogue] = None
+    vectors: Optional[np.ndarray] = None
 
     @property
     def wanted(self):
@@ -144,7 +154,8 @@ def has_tokens(settings: TextSettings, earlier: EarlierRun) -> bool:
 
 def write_items(output: Output, raw_ids, num_train, catalogue, settings: TextSettings,
                 earlier: EarlierRun) -> Written:
-    """vocab.txt and items.txt and, if items have text, TOKEN_FILES.
+    """vocab.txt and items.txt and, if items have text, TOKEN_FILES, if they have vectors,
+    ITEM_VECTORS_FILE.
 
     raw_ids: <str>[items of the sessions], in the order of their ids, those of earlier first
     num_train: how many of them training has, the first ones
@@ -164,6 +175,8 @@ def write_items(output: Output, raw_ids, num_train, catalogue, settings: TextSet
     elif catalogue is not None:
         counts = _write_tokens(output, texts, num_train, catalogue.source, settings)
         num_tokens = counts.tokens
+    if settings.vectors is not None:
+        _write_vectors(output, raw_ids, settings.vectors)
     return Written(len(raw_ids), num_tokens, coverage, counts)
 
 
@@ -178,6 +191,16 @@ def _cover(raw_ids, catalogue, all_items):
                         "occurs in the sessions: is it of this data?")
     coverage = TextCoverage(len(raw_ids), with_text, len(outside), all_items)
     return raw_ids + outside if all_items else raw_ids, coverage
+
+
+def _write_vectors(output, raw_ids, vectors):
+    """Zeros for an item beyond their end."""
+    rows = np.array(raw_ids).astype(np.int64)
+    values = np.zeros((len(rows), vectors.shape[1]), np.float32)
+    there = rows < len(vectors)
+    values[there] = vectors[rows[there]]
+    with output.create(ITEM_VECTORS_FILE) as f:
+        np.save(f, values)
 
 
 def _write_item_lines(output, raw_ids, texts, earlier):
