@@ -1,12 +1,19 @@
 """An index in Milvus, here Milvus Lite: it answers as one on faiss does, its builds replace each
 other as a whole, and what is wrong is said."""
 
+import asyncio
 import json
 import os
 import re
+import shutil
+import socket
+import subprocess
 import sys
+import threading
+import time
 from unittest import mock
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,13 +26,17 @@ from ssr.retrieval import Filter, Index, Item, builds, engines
 from ssr.retrieval.bag import Bag
 from ssr.retrieval.queries import Asked, Queries, Wanted
 from ssr.retrieval.rows import Row
+from ssr.retrieval.values import Answer
 from ssr.retrieval.vectors import DEFAULT_SEARCH, SearchSettings
+from ssr.service.backend import Backend
+from ssr.service.limits import Limits
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed")
 
 from ssr.retrieval.milvus_items import connect, key_of  # noqa: E402
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DIM, NOW = 4, 1_700_000_000.0
 DETAILS = {"model": "m/epoch_1", "digest": "0123456789abcdef"}
 IDS = ["a", "B b", "c'", 'd"', "e\\", "f%", "g_", "ä", "中文", "key in [1]"]
@@ -169,9 +180,9 @@ def project(sample, tmp_path_factory):
 
 
 def build(path, sample, name, *flags):
-    uri = ["--uri", str(path / "lite.db")] if name == "milvus" else []
+    lite = ["--engine", "milvus", "--uri", str(path / "lite.db")] if name == "milvus" else []
     return retrieve.main(["build", "--model_dir", str(path / "model"), "--data_dir", str(sample),
-                          "--engine", name, *uri, "--index_dir", str(path / name), *flags])
+                          *lite, "--index_dir", str(path / name), *flags])
 
 
 def collections(path):
@@ -239,6 +250,81 @@ def test_a_build_has_a_collection_of_its_own_and_the_one_before_stays(project, s
     assert builds.current_build(str(tmp_path / "milvus")) == current
     assert build(tmp_path, sample, "milvus", "--overwrite") == 0
     assert len(collections(tmp_path)) == 2 and "ssr_left" not in collections(tmp_path)
+
+
+@pytest.mark.slow
+def test_servers_share_a_milvus(project, sample, tmp_path):
+    """Two serve.py with an index directory each, on a Milvus that is a process of its own."""
+    processes, port = [], free_port()
+
+    def start(*command, **options):
+        processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True, **options))
+        return processes[-1]
+
+    try:
+        start(os.path.join(os.path.dirname(sys.executable), "milvus-lite"), "server", "--data-dir",
+              str(tmp_path / "data"), "--host", "127.0.0.1", "--port", str(port))
+        wait_for_port(port)
+        uri = f"http://127.0.0.1:{port}"
+        (tmp_path / "model").symlink_to(project / "model")
+        assert build(tmp_path, sample, "one", "--engine", "milvus", "--uri", uri) == 0
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
+        one, two = (httpx.Client(base_url=start(
+            sys.executable, os.path.join(ROOT, "serve.py"), "--index_dir", str(tmp_path / name),
+            "--port", "0", stdout=subprocess.PIPE).stdout.readline().split(" on ")[1].strip())
+            for name in ("one", "two"))
+
+        def ids(client, **filter):
+            answer = client.post("/recommend", json={"session": ["n0015"], "k": 5, **filter})
+            return [hit["id"] for hit in answer.json()["hits"]]
+
+        assert ids(one) == ids(two) and len(ids(one)) == 5
+        content = {"text": "Bankers discuss a transfer", "fields": {"section": "new"}}
+        assert one.put("/items/x1", json=content).json()["new"] == 1
+        assert ids(two, only=["section:new"]) == ["x1"]
+        assert two.delete("/items/x1").status_code == 200
+        assert ids(one, only=["section:new"]) == []
+        processes[0].kill()
+        answer = one.post("/recommend", json={"session": ["n0015"]})
+        assert answer.status_code == 503 and "cannot use Milvus" in answer.text
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_queries_that_wait_for_another_machine_wait_side_by_side():
+    together = threading.Barrier(2, timeout=5)
+
+    class Remote:
+        is_remote, details = True, DETAILS
+
+        def query(self, session, k, exclude_session, filter):
+            together.wait()
+            return Answer([], 0, session[0])
+
+    backend = Backend(Remote(), Limits())
+
+    async def ask_both():
+        return await asyncio.gather(*(backend.recommend([name], 5, True, Filter())
+                                      for name in ("one", "two")))
+
+    assert [json.loads(answer)["reason"] for answer in asyncio.run(ask_both())] == ["one", "two"]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_for_port(port):
+    for _ in range(200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"nothing listens on {port}")
 
 
 # --- what is wrong --------------------------------------------------------------------------------

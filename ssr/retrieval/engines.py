@@ -27,6 +27,7 @@ class Store(Protocol):
 
     path: of the index; directory: of the build that is open, for the caller's files in it
     writable: whether it takes changes; is_alone: whether nobody else makes any while it is open
+    is_remote: whether its answers come from another process
     dim: columns of the vectors; details: a dict, what the build was given
     change: the number of the last change that it knows of
     items: what is read of single items: find, texts, bags, vector, scan, counts and browse of
@@ -37,6 +38,7 @@ class Store(Protocol):
     directory: str
     writable: bool
     is_alone: bool
+    is_remote: bool
     dim: int
     details: dict
     change: int

@@ -74,7 +74,7 @@ class Among:
 class MilvusStore:
     """As engines.Store."""
 
-    is_alone = False
+    is_alone, is_remote = False, True
 
     def __init__(self, path, writable=False, directory=None):
         """directory: of a build that does not count yet, None for the one that does. Raises

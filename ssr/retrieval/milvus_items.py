@@ -35,7 +35,7 @@ LIMIT = 16384  # rows that Milvus gives at once
 KEYS_AT_A_TIME = 4096
 ROWS_AT_A_TIME = 1000  # that are written at once: 12 MB at most, Milvus takes 64
 BROWSED = 1000  # matches of which the newest are shown
-TIMEOUT = 20.0  # seconds that Milvus may take to answer
+TIMEOUT = 5.0  # seconds that Milvus may take to answer
 BUILD_TIMEOUT = 600.0  # to take in a part of a build, between which it may sort what it has
 
 

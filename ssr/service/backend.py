@@ -1,10 +1,10 @@
 """The index as the routes use it.
 
 A query for one session runs in the event loop: it is shorter than the way to a thread and back, and
-waits for no disk; where it waits for another machine (Index.is_remote) it runs in a thread. So does
-everything that may take longer: all changes in a single one, since the index makes them one at a
-time anyway, so that no number of waiting changes takes away the threads that readers need; and
-queries for many sessions in a few, since their answers are large.
+waits for no disk. Where it waits for another machine (Index.is_remote) it runs in a thread, as all
+does that may take longer: all changes in a single one, since the index makes them one at a time
+anyway, so that no number of waiting changes takes away the threads that readers need; and queries
+for many sessions in a few, since their answers are large.
 """
 
 from __future__ import annotations
