@@ -48,6 +48,8 @@ PARSED = {
     r"python tests/fuzz.py": "runs for minutes; the tests hold what it repeats",
     r"python examples/encode_titles\.py": "needs a sentence model; the vectors are made up",
     r"SSR_TOKEN=secret locust ": "loads the machine; test_examples.py runs it",
+    r".*(http://milvus:|redis://redis:)": "needs a Milvus or a Redis; the tests have them",
+    r"SSR_TOKEN=secret docker ": "needs Docker; test_examples.py reads the file",
     r"make |python3 -m venv|\. |pip install|python -m pytest": "installs; .ci/run does it",
 }
 if not HAS_SERVER:
@@ -55,7 +57,8 @@ if not HAS_SERVER:
 PARSED_FILES = {"benchmarks/README.md": "commands of the tables: hours, and data that is not ours"}
 OTHERS_FLAGS = {"--nnodes", "--rank", "--master", "--nproc_per_node",  # of Paddle's launcher
                 "--retry",  # of curl
-                "--headless"}  # of locust
+                "--headless",  # of locust
+                "--rm"}  # of docker
 
 
 class Block(NamedTuple):
@@ -119,7 +122,7 @@ def check_command(command):
             assert (ROOT / words[3].rstrip(";")).exists()
         else:
             assert words[0] in ("pip", "curl", "printf", ".", "for", "done", "kill", "cp", "ls",
-                                "locust")
+                                "locust", "docker")
 
 
 def check_python(words):
