@@ -50,6 +50,7 @@ def main(argv=None):
     add("--items", type=int, default=50_000, help="of the index")
     add("--seconds", type=float, default=20, help="of each load")
     add("--connections", type=int, default=4, help="that ask, and as many that publish")
+    add("--workers", type=int, default=1, help="processes of the server")
     add("--rate", type=float, default=100, help="requests a second, where paced")
     add("--ivf_above", type=int, default=100_000, help="as of retrieve.py build")
     add("--changes", type=float, default=100, help="adds, and removes, a second")
@@ -121,8 +122,8 @@ def ids_for(connection, session):
 def print_load(args, work, sessions):
     environment = {**os.environ, "SSR_TOKEN": ""}
     server = subprocess.Popen([sys.executable, os.path.join(common.ROOT, "serve.py"), "--port", "0",
-                               "--index_dir", f"{work}/index"], env=environment, text=True,
-                              stdout=subprocess.PIPE)
+                               "--index_dir", f"{work}/index", "--workers", str(args.workers)],
+                              env=environment, text=True, stdout=subprocess.PIPE)
     try:
         port = int(server.stdout.readline().rsplit(":", 1)[1])
         headlines = sample.make_headlines(args.items, 0)
