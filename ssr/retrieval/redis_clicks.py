@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 STREAM = "ssr:clicks"
 ROWS_AT_A_TIME = 1 << 12
 TIMEOUT = 5.0  # seconds that Redis may take to answer
+RETRIES, BACKOFF = 3, (0.2, 0.05)  # of a request, that a connection was lost; seconds: most, least
 WAIT = 0.25  # seconds that the thread waits for clicks, before it looks whether it is to end
 RETRY_EVERY = 0.5  # seconds
 SPARE = 86400.0  # seconds that entries stay longer than they are needed
@@ -56,6 +57,8 @@ class RedisLog:
         """Raises SetupError, StoreError."""
         try:
             import redis
+            from redis.backoff import ExponentialBackoff
+            from redis.retry import Retry
         except ImportError as error:
             raise SetupError("clicks over Redis need its client: pip install redis") from error
         address, _, name = uri.partition("#")
@@ -66,7 +69,8 @@ class RedisLog:
             password = os.environ.get("REDIS_PASSWORD")
             self._redis = redis.Redis.from_url(
                 address, decode_responses=True, socket_timeout=TIMEOUT,
-                socket_connect_timeout=TIMEOUT, **({"password": password} if password else {}))
+                socket_connect_timeout=TIMEOUT, retry=Retry(ExponentialBackoff(*BACKOFF), RETRIES),
+                **({"password": password} if password else {}))
         except (ValueError, self._error) as error:
             raise SetupError(f"{self.path}: {error}") from error
         with self._errors():
