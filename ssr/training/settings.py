@@ -68,7 +68,7 @@ class Settings:
         for name, value in saved.items():
             default = getattr(cls, name)
             if not isinstance(value, (int, float) if isinstance(default, (int, float))
-                              else (str, int, type(None))):
+                              else (str, int, type(None))) or value != value:
                 raise SetupError(f"the checkpoint is damaged: its {name} is {value!r:.40}")
         return cls(**saved)
 
