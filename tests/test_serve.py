@@ -199,7 +199,7 @@ def test_health_and_description(client):
     assert health["model"].startswith("model_output/epoch_1 ")
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/recommend", "/recommend/batch", "/similar", "/items", "/items/{id}", "/items/delete",
-            "/healthz", "/metrics"} == set(paths)
+            "/reload", "/healthz", "/metrics"} == set(paths)
 
 
 def test_metrics(client):
