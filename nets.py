@@ -107,7 +107,7 @@ class VectorProjection(nn.Layer):
 # --- towers ---------------------------------------------------------------------------------------
 
 # How many of the last clicks a pooling adds the embeddings of, beside the mean of all.
-RECENT_CLICKS = {"max_last_clicks": 1, "max_recent_clicks": 5}
+RECENT_CLICKS = {"max_last_clicks": 1, "max_recent_clicks": 5, "max_unit_clicks": 5}
 
 
 class Towers(nn.Layer):
@@ -135,6 +135,7 @@ class Towers(nn.Layer):
                                   _zero("item.b" + suffix)) if item_encoder == "fc" else None)
         self.click_gains = (self._make_gains(RECENT_CLICKS[pooling], hidden_size, "user.g" + suffix)
                             if pooling in RECENT_CLICKS else None)
+        self.unit_clicks = pooling == "max_unit_clicks"
 
     def _make_gains(self, recent, hidden_size, name):
         """<float32>[recent + 1, hidden]: of the embeddings of the last clicks, newest first, and of
@@ -149,10 +150,11 @@ class Towers(nn.Layer):
         emb = F.dropout(emb, self.dropout, training=self.training)
         user = self.user_fc(self.user_encoder(emb, lengths, every_prefix))
         if self.click_gains is not None:
+            clicks = unit_rows(emb) if self.unit_clicks else emb
             *recent, of_mean = self.click_gains
             for back, gain in enumerate(recent):
-                user = user + gain * ragged.recent_rows(emb, lengths, back, every_prefix)
-            user = user + of_mean * ragged.means(emb, lengths, every_prefix)
+                user = user + gain * ragged.recent_rows(clicks, lengths, back, every_prefix)
+            user = user + of_mean * ragged.means(clicks, lengths, every_prefix)
         return unit_rows(user)
 
     def item(self, emb):
@@ -168,9 +170,10 @@ class SequenceSemanticRetrieval(nn.Layer):
     user_encoder: "gru" or "bow"
     pooling: of the GRU's states, "max"; or "max_recent_clicks", which adds the embeddings of the
         last five clicks and the mean of all, sum_k g_k * e_(n-k) + g * mean(e) with a gain per
-        dimension each, to what the fc makes of the maximum and the last state; "max_last_clicks"
-        does so with the last click only ("max_last", with none of them, is what older checkpoints
-        may have)
+        dimension each, to what the fc makes of the maximum and the last state; "max_unit_clicks"
+        does so with embeddings of length 1, so that an item counts for where its vector points
+        and not for how often it was clicked; "max_last_clicks" with the last click only
+        ("max_last", with none of them, is what older checkpoints may have)
     item_encoder: "fc", or "tied": an item's vector is the sum of its tokens' embeddings itself
     dropout: share of the entries of the clicks' embeddings that are zeroed in training
     members: an ensemble of so many models, each with a table and towers of its own. Their vectors,

@@ -204,7 +204,8 @@ def test_evaluation_has_the_models_vectors(trained, positions, monkeypatch):
 @pytest.mark.parametrize("parts", [
     {}, {"user_encoder": "bow"}, {"pooling": "max_last", "members": 2},
     {"hidden_size": 6, "pooling": "max_last_clicks", "item_encoder": "tied", "members": 3},
-    {"hidden_size": 6, "pooling": "max_recent_clicks", "item_encoder": "tied", "members": 2}])
+    {"hidden_size": 6, "pooling": "max_recent_clicks", "item_encoder": "tied"},
+    {"hidden_size": 6, "pooling": "max_unit_clicks", "item_encoder": "tied", "members": 2}])
 def test_the_forms_of_the_user_tower_are_one_function(parts):
     paddle.seed(1)
     model = nets.SequenceSemanticRetrieval(30, 6, **{"hidden_size": 5, **parts})
@@ -330,7 +331,7 @@ def test_only_the_newest_clicks_are_made():
 
 @pytest.mark.parametrize("positions", ["last", "all"])
 @pytest.mark.parametrize("max_len", [1, 3, 60, None])
-@pytest.mark.parametrize("parts", [{}, {"user_encoder": "bow"}, {"pooling": "max_recent_clicks"}])
+@pytest.mark.parametrize("parts", [{}, {"user_encoder": "bow"}, {"pooling": "max_unit_clicks"}])
 def test_long_sessions_in_evaluation(positions, max_len, parts, tmp_path, monkeypatch):
     monkeypatch.setattr(ranking, "CLICKS_AT_A_TIME", 40)
     random = np.random.default_rng(0)

@@ -20,7 +20,7 @@ from ssr.retrieval.encoder import Bag, Encoder
     dict(user_encoder="gru", pooling="max"), dict(user_encoder="gru", pooling="max_last"),
     dict(user_encoder="gru", pooling="max_last_clicks", hidden_size=6), dict(user_encoder="bow"),
     dict(item_encoder="tied", hidden_size=6),
-    dict(pooling="max_recent_clicks", item_encoder="tied", hidden_size=6, members=3, dropout=0.5),
+    dict(pooling="max_unit_clicks", item_encoder="tied", hidden_size=6, members=3, dropout=0.5),
     dict(user_encoder="bow", members=2)])
 @pytest.mark.parametrize("num_tokens, max_len", [(0, 4), (7, None)])
 def test_any_architecture(parts, num_tokens, max_len, tmp_path):

@@ -30,7 +30,7 @@ def make_model(user_encoder="gru", vocab_size=40, dim=6, hidden=5, seed=3, **par
     return model
 
 
-STRONG = dict(hidden=6, pooling="max_recent_clicks", item_encoder="tied")
+STRONG = dict(hidden=6, pooling="max_unit_clicks", item_encoder="tied")
 PARTS = [dict(user_encoder="gru"), dict(user_encoder="bow"), dict(pooling="max_last"),
          dict(STRONG, pooling="max_last_clicks"), STRONG, dict(STRONG, members=3), dict(members=2)]
 
@@ -160,7 +160,8 @@ def test_a_prefix_is_a_session_of_its_own(parts):
                                    atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling, recent", [("max_last_clicks", 1), ("max_recent_clicks", 5)])
+@pytest.mark.parametrize("pooling, recent", [("max_last_clicks", 1), ("max_recent_clicks", 5),
+                                             ("max_unit_clicks", 5)])
 def test_the_last_clicks_and_the_mean_are_added_to_what_the_states_give(pooling, recent):
     model = make_model(**dict(STRONG, pooling=pooling))
     clicks, lengths = ragged(np.random.default_rng(0), [7, 2, 1], 40)
@@ -169,7 +170,10 @@ def test_the_last_clicks_and_the_mean_are_added_to_what_the_states_give(pooling,
     towers, = model.members
     towers.click_gains.set_value(gains)
     expected = towers.user_fc(towers.user_encoder(emb, lengths)).numpy()
-    for row, session in zip(expected, np.split(emb.numpy(), np.cumsum(lengths)[:-1])):
+    added = emb.numpy()
+    if pooling == "max_unit_clicks":
+        added = added / np.linalg.norm(added, axis=1, keepdims=True)
+    for row, session in zip(expected, np.split(added, np.cumsum(lengths)[:-1])):
         row += gains[-1] * session.mean(0)
         for gain, click in zip(gains[:-1], session[::-1]):
             row += gain * click

@@ -70,14 +70,15 @@ def _user(towers, emb, lengths):
     valid = _valid_steps(emb, lengths)
     user = towers.user_fc(_pooled(towers.user_encoder, emb, lengths, valid))
     if towers.click_gains is not None:
+        clicks = unit_rows(emb) if towers.unit_clicks else emb
         # The mean as one product with its weights: Paddle 3.3 exports a sum wrongly of which the
         # mean is taken as well.
         weights = valid * paddle.reciprocal(paddle.cast(lengths, "float32")).reshape([-1, 1, 1])
-        user = user + towers.click_gains[-1] * paddle.sum(emb * weights, axis=1)
+        user = user + towers.click_gains[-1] * paddle.sum(clicks * weights, axis=1)
         later = valid
         for back in range(towers.click_gains.shape[0] - 1):
             earlier = _valid_steps(emb, paddle.clip(lengths - back - 1, min=0))
-            user = user + towers.click_gains[back] * paddle.sum(emb * (later - earlier), axis=1)
+            user = user + towers.click_gains[back] * paddle.sum(clicks * (later - earlier), axis=1)
             later = earlier
     return unit_rows(user)
 

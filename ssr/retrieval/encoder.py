@@ -342,7 +342,7 @@ class _Weights(NamedTuple):
 
     gru: as packed_gru takes them, None for a bag of words; pooling: of its states
     w, b: of the fc; gains: <float32>[n + 1, hidden] of the last n clicks, newest
-        first, and of the mean of all, or None
+        first, and of the mean of all, or None; unit_clicks: whether these have length 1
     """
 
     gru: Union[tuple, None]
@@ -350,6 +350,7 @@ class _Weights(NamedTuple):
     w: np.ndarray
     b: np.ndarray
     gains: Union[np.ndarray, None]
+    unit_clicks: bool
 
     @classmethod
     def of(cls, towers):
@@ -360,15 +361,15 @@ class _Weights(NamedTuple):
                 layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0))
             gru = w_ih, np.ascontiguousarray(w_hh.T), b_ih, b_hh
         gains = None if towers.click_gains is None else towers.click_gains.numpy()
-        return cls(gru, pooling, towers.user_fc.weight.numpy(), towers.user_fc.bias.numpy(), gains)
+        return cls(gru, pooling, towers.user_fc.weight.numpy(), towers.user_fc.bias.numpy(), gains,
+                   towers.unit_clicks)
 
 
 def _encode_member(emb, lengths, weights):
-    gru, pooling, w, b, gains = weights
+    gru, pooling, w, b, gains, unit_clicks = weights
     ends = np.cumsum(lengths)
-    total = np.add.reduceat(emb, ends - lengths) if gru is None or gains is not None else None
     if gru is None:
-        encoded = total
+        encoded = np.add.reduceat(emb, ends - lengths)
     else:
         state, top, _ = packed_gru(np.ascontiguousarray(emb), *gru, lengths)
         encoded = top[ends - 1]
@@ -377,9 +378,16 @@ def _encode_member(emb, lengths, weights):
     user = encoded @ w
     user += b
     if gains is not None:
+        clicks = _unit_rows(emb) if unit_clicks else emb
         *recent, of_mean = gains
         for back, gain in enumerate(recent):
             has_click = lengths > back
-            user[has_click] += gain * emb[ends[has_click] - 1 - back]
+            user[has_click] += gain * clicks[ends[has_click] - 1 - back]
+        total = np.add.reduceat(clicks, ends - lengths)
         user += of_mean * (total / lengths[:, None].astype(np.float32))
-    return user / np.sqrt((user * user).sum(1, keepdims=True) + np.float32(1e-12))
+    return _unit_rows(user)
+
+
+def _unit_rows(x):
+    """As ragged.unit_rows, in numpy."""
+    return x / np.sqrt((x * x).sum(1, keepdims=True) + np.float32(1e-12))

@@ -84,9 +84,10 @@ def add_recipe_flags(parser):
         help="negatives are drawn with a probability ~ clicks^alpha; 0 is uniform")
     add("--scale", type=number(float, 0), default=default.scale,
         help="logit = scale * cosine (softmax)")
-    add("--pooling", choices=("max", "max_last_clicks", "max_recent_clicks"),
-        default=default.pooling, help="of the GRU's states: the maximum; or the maximum and the "
-        "last, beside the embeddings of the last click, or of each of the last five, and of the "
+    add("--pooling", default=default.pooling,
+        choices=("max", "max_last_clicks", "max_recent_clicks", "max_unit_clicks"),
+        help="of the GRU's states: the maximum; or the maximum and the last, beside the embeddings "
+        "of the last click, or of each of the last five as they are or of length 1, and of the "
         "mean of all")
     add("--item_encoder", choices=("fc", "tied"), default=default.item_encoder,
         help="an item's vector is an fc of its embedding, or the embedding itself")
