@@ -29,6 +29,7 @@ ROWS = {
     "`--scale 8`": ["--scale", "8"],
     "`--pooling max`": ["--pooling", "max"],
     "`--pooling max_recent_clicks`": ["--pooling", "max_recent_clicks"],
+    "`--pooling max_unit_clicks`": ["--pooling", "max_unit_clicks"],
     "`--item_encoder fc`": ["--item_encoder", "fc"],
     "`--dropout 0`": ["--dropout", "0"],
     "`--optimizer adagrad --base_lr 0.05`": ["--optimizer", "adagrad", "--base_lr", "0.05"],
