@@ -1,5 +1,6 @@
 # make demo       install the CPU build, train on the sample, evaluate, show recommendations
 # make test       install what the tests need and run the fast ones
+# make test-paddle those of them that ask what Paddle computes, for another version of it
 # make test-slow  the slow ones: they start clusters, kill processes and run the docs
 # make test-all   all of them
 # make lint       check the code with ruff
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PADDLE ?=  # another version, say paddlepaddle==3.3.1
 
-.PHONY: demo test test-slow test-all lint docs clean
+.PHONY: demo test test-paddle test-slow test-all lint docs clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python train.py --train_dir train_data --use_cuda 0 --batch_size 50 \
@@ -23,6 +24,12 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-tests
 	$(VENV)/bin/python -m pytest -q
+
+PADDLE_TESTS = api checkpoints commands content encoder evaluation export impressions item_vectors nets \
+    parallel reader retrieve train
+
+test-paddle: $(VENV)/installed-tests
+	$(VENV)/bin/python -m pytest -q $(PADDLE_TESTS:%=tests/test_%.py)
 
 test-slow: $(VENV)/installed-tests
 	$(VENV)/bin/python -m pytest -q -m slow

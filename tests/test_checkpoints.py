@@ -184,10 +184,11 @@ def mutations(meta, draw, count):
         yield changed
 
 
-@pytest.mark.parametrize("command", ["infer", "resume", "build", "export"])
-def test_metadata_of_any_shape_are_one_error_or_none(model, capsys, command):
+@pytest.mark.parametrize("command, count", [("infer", 25), ("resume", 25), ("build", 25),
+                                            ("export", 8)])
+def test_metadata_of_any_shape_are_one_error_or_none(model, capsys, command, count):
     meta = json.loads((model / "epoch_3.json").read_text())
-    for changed in mutations(meta, random.Random(command), 25):
+    for changed in mutations(meta, random.Random(command), count):
         (model / "epoch_3.json").write_text(json.dumps(changed))
         os.system("rm -rf index exported next model_output/epoch_[4-9]*")
         code = ASKED[command]()

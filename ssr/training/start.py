@@ -16,6 +16,7 @@ from ssr.data_directory import ITEMS_FILE
 from ssr.errors import DataError, SetupError
 from ssr.files import items_digest
 from ssr.impressions import read_impressions
+from ssr.training.building import check_memory
 from ssr.training.checkpoints import Checkpoint, check_replaceable
 from ssr.training.content import ContentFiles, ItemContent, load_content
 from ssr.training.negatives import ShownNegatives
@@ -63,6 +64,7 @@ def prepare(args) -> Run:
     valid = args.valid_dir and reader.construct_test_data(args.valid_dir, args.vocab_path)
     check_catalogue(args, source, dataset.vocab_size)
     check_steps(settings, dataset)
+    check_memory(settings, dataset.vocab_size)  # before as many items are counted
     if source is None and "epochs" not in given:
         settings = with_enough_epochs(
             settings, dataset.num_steps(settings.batch_size, settings.num_devices))
