@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 
-from ssr.commands import number
+from ssr import commands
 
 import common
 import numpy as np
@@ -55,7 +55,7 @@ def main(argv=None):
     add("--workers", type=int, default=1, help="processes of the server")
     add("--rate", type=float, default=100, help="requests a second, where paced")
     add("--ivf_above", type=int, default=100_000, help="as of retrieve.py build")
-    add("--changes", type=number(float, 0.1), default=100, help="adds, and removes, a second")
+    add("--changes", type=commands.number(float, 0.1), default=100, help="adds, and removes, a second")
     args = parser.parse(own_flags)
     with tempfile.TemporaryDirectory() as work:
         if args.items > MOST_TO_TRAIN:
