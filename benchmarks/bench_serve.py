@@ -27,11 +27,10 @@ import tempfile
 import threading
 import time
 
-from ssr import commands
-
 import common
 import numpy as np
 
+from ssr import commands
 from ssr.preparation import sample
 from ssr.retrieval import Index
 from ssr.retrieval.builds import new_build
@@ -55,7 +54,8 @@ def main(argv=None):
     add("--workers", type=int, default=1, help="processes of the server")
     add("--rate", type=float, default=100, help="requests a second, where paced")
     add("--ivf_above", type=int, default=100_000, help="as of retrieve.py build")
-    add("--changes", type=commands.number(float, 0.1), default=100, help="adds, and removes, a second")
+    add("--changes", type=commands.number(float, 0.1), default=100,
+        help="adds, and removes, a second")
     args = parser.parse(own_flags)
     with tempfile.TemporaryDirectory() as work:
         if args.items > MOST_TO_TRAIN:
