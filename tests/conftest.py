@@ -40,6 +40,18 @@ def sample(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def content_model(sample, tmp_path_factory):
+    """The directory of a small model with content, trained on the sample. Nothing writes to it."""
+    import train  # here: Paddle is loaded by the tests that need it
+
+    path = tmp_path_factory.mktemp("content") / "model"
+    assert train.main(["--epochs", "1", "--embedding_dim", "8", "--hidden_size", "8", "--data_dir",
+                       str(sample), "--item_tokens", str(sample / "item_tokens.txt"),
+                       "--model_dir", str(path)]) == 0
+    return path
+
+
 @pytest.fixture
 def in_sample(sample, tmp_path, monkeypatch):
     """Runs the test in a directory of its own that looks like the project's."""

@@ -11,7 +11,6 @@ import urllib.error
 import pytest
 
 import retrieve
-import train
 from commandline import parser_of
 from examples.client import Client
 
@@ -20,14 +19,11 @@ TOKEN = "secret"
 
 
 @pytest.fixture(scope="module")
-def server(sample, tmp_path_factory):
+def server(sample, content_model, tmp_path_factory):
     """The address of a server with a live index of a model with content."""
     path = tmp_path_factory.mktemp("examples")
-    index, data = str(path / "index"), lambda name: str(sample / name)
-    assert train.main(["--epochs", "1", "--embedding_dim", "8", "--hidden_size", "8",
-                       "--data_dir", str(sample), "--item_tokens", data("item_tokens.txt"),
-                       "--model_dir", str(path / "model")]) == 0
-    assert retrieve.main(["build", "--model_dir", str(path / "model"), "--data_dir", str(sample),
+    index = str(path / "index")
+    assert retrieve.main(["build", "--model_dir", str(content_model), "--data_dir", str(sample),
                           "--index_dir", index, "--live"]) == 0
     with open(path / "errors", "w") as errors:
         process = subprocess.Popen(
