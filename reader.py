@@ -69,6 +69,13 @@ class Batch(NamedTuple):
         """Whether there is a target after each click."""
         return len(self.positive) != len(self.lengths)
 
+    def sessions(self):
+        """(<int64>[clicks + batch], the sessions with the last item of each, which is a target and
+        no click, end to end; <int64>[batch], their lengths)."""
+        ends = np.cumsum(self.lengths)
+        last = self.positive[ends - 1] if self.every_prefix else self.positive
+        return np.insert(self.clicks, ends, last), self.lengths + 1
+
     def ids(self):
         """<int64>[clicks + candidates + shown]: clicks, candidates and what was shown, end to end.
         """
@@ -90,7 +97,7 @@ class UniformNegatives:
     def __init__(self, vocab_size, num=1):
         self.vocab_size, self.num = vocab_size, num
 
-    def candidates(self, random, positive):
+    def candidates(self, random, positive, sessions=None):
         """<int64>[targets, 1 + num], the target first, and None, as Batch has them."""
         negative = random.integers(0, self.vocab_size - 1, (len(positive), self.num))
         # Uniform over the V-1 other items: the ids from the positive on move up by one.
@@ -132,6 +139,14 @@ class YoochooseDataset:
     def item_clicks(self):
         """<int32>[vocab_size]: how often each item was clicked."""
         return np.bincount(self.items, minlength=self.vocab_size).astype(np.int32)
+
+    def split(self, count):
+        """Two YoochooseDatasets, of the first `count` sessions and of the others; no click is
+        copied."""
+        cut = self.offsets[count]
+        return (YoochooseDataset(self.items[:cut], self.offsets[:count + 1], self.vocab_size),
+                YoochooseDataset(self.items[cut:], self.offsets[count:] - cut, self.vocab_size,
+                                 self.short))
 
     def digest(self):
         """What tells these sessions from others: 32 hexadecimal digits."""
@@ -184,7 +199,8 @@ class YoochooseDataset:
         clicks = self.items[places].astype(np.int64)
         predicted = last if targets == "last" else places + 1
         positive = self.items[predicted].astype(np.int64)
-        candidates, log_inclusion = negatives.candidates(random, positive)
+        sessions = self.items[ragged_arange(starts, lengths + 1)].astype(np.int64)
+        candidates, log_inclusion = negatives.candidates(random, positive, sessions)
         batch = Batch(clicks, lengths, positive, candidates, log_inclusion, len(positive))
         return batch if shown is None else shown.beside(batch, predicted, random)
 

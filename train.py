@@ -32,9 +32,11 @@ from nets import check_architecture
 from ssr.errors import SetupError
 from ssr.evaluation import ranking
 from ssr.evaluation.queries import make_queries
+from ssr.evaluation.repeats import fit_repeats
 from ssr.kernels.exchange import GradientExchange, connect
 from ssr.kernels.processes import rank_and_size, start_workers, was_started
 from ssr.retrieval.encoder import IdEncoder
+from ssr.retrieval.repeats import RepeatScore
 from ssr.runtime import paddle
 from ssr.training import flags
 from ssr.training.building import build, build_objective
@@ -158,18 +160,29 @@ def save(record, epoch, model, optimizer, metrics, say):
     say(f"model saved in {path}")
 
 
-def make_validation(run):
-    """A function from the model to {name: recall or MRR} of predicting the last clicks of the
-    validation sessions, or all but the first; None without such sessions."""
-    def validate(model):
+def make_examination(run):
+    """What Record asks after each epoch, as a function of the model: fits its RepeatScore to the
+    sessions held out, beginning with that of the epoch before, and predicts the last clicks of the
+    validation sessions, or all but the first."""
+    repeats = RepeatScore.of_meta(run.source.meta) if run.source else None
+
+    def examine(model):
+        nonlocal repeats
         encoder = IdEncoder(model, run.content, run.settings.max_len)
-        queries = make_queries(run.valid, encoder.has_vector, run.settings.targets)
         model.eval()
-        ranks = ranking.evaluate(encoder, queries, encoder.has_vector, VALID_BATCH)
+        fitted, measured = {}, {}
+        if run.held_out is not None:
+            queries = make_queries(run.held_out, encoder.has_vector, run.settings.targets)
+            encoder.repeats = repeats = fit_repeats(encoder, queries, repeats)
+            fitted["repeats"] = repeats._asdict()
+        if run.valid:
+            queries = make_queries(run.valid, encoder.has_vector, run.settings.targets)
+            ranks = ranking.evaluate(encoder, queries, encoder.has_vector, VALID_BATCH)
+            recall, mrr = utils.recall_mrr(ranks, flags.VALID_K)
+            measured = {f"valid_recall@{flags.VALID_K}": recall, f"valid_mrr@{flags.VALID_K}": mrr}
         model.train()
-        recall, mrr = utils.recall_mrr(ranks, flags.VALID_K)
-        return {f"valid_recall@{flags.VALID_K}": recall, f"valid_mrr@{flags.VALID_K}": mrr}
-    return validate if run.valid else None
+        return fitted, measured
+    return examine
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -193,7 +206,7 @@ def train(args, run, say=say):
     record = None
     if rank == 0:
         scalars = open_visualdl(args.log_dir) if args.log_dir else None
-        record = Record(args.model_dir, run, make_validation(run), scalars)
+        record = Record(args.model_dir, run, make_examination(run), scalars)
     train_epochs(args, run, model, optimizer, group, record, say)
 
 

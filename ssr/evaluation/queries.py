@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reader import ragged_arange
+
 
 class Queries(NamedTuple):
     """What is asked, the same for every epoch of a run.
@@ -40,9 +42,42 @@ class Queries(NamedTuple):
         the session in `lengths` of each, and the place in it, from 0 on, where the query's sequence
         ends."""
         asked = np.flatnonzero(self.sources >= 0)
+        return (asked, *self._end(asked))
+
+    def _end(self, asked):
         ends = np.cumsum(self.lengths)
         session = np.searchsorted(ends, self.sources[asked], side="right")
-        return asked, session, self.sources[asked] - (ends - self.lengths)[session]
+        return session, self.sources[asked] - (ends - self.lengths)[session]
+
+    def own_items(self, asked, max_len, candidates):
+        """The OwnItems of some queries, each of which has a click before its label.
+
+        asked: <int64>[n], which ones
+        max_len: the newest clicks that count, None for all
+        candidates: <bool>[V], the items that do
+        """
+        lengths = np.minimum(self._end(asked)[1] + 1, max_len or np.inf).astype(np.int64)
+        clicks = self.clicks[ragged_arange(self.sources[asked] + 1 - lengths, lengths)]
+        keys = np.unique(np.repeat(np.arange(len(asked)), lengths) * len(candidates) + clicks)
+        rows, items = np.divmod(keys, len(candidates))
+        distinct = np.bincount(rows, minlength=len(asked))
+        chosen = candidates[items]
+        rows, items = rows[chosen], items[chosen]
+        return OwnItems(rows, items, lengths[rows], distinct[rows])
+
+
+class OwnItems(NamedTuple):
+    """The items that the sessions of some queries have clicked, each once a query.
+
+    rows: <int64>[n], the number of the query, ascending
+    items: <int64>[n], ids
+    clicks, distinct: <int64>[n], how many clicks the query's session has, and on how many items
+    """
+
+    rows: np.ndarray
+    items: np.ndarray
+    clicks: np.ndarray
+    distinct: np.ndarray
 
 
 class Answers(NamedTuple):

@@ -2,7 +2,8 @@
 
 All item vectors are computed once; a query is one product with them. An item without a vector is no
 candidate; as a label it counts as a miss, as a click it is skipped. Ties count against the model,
-so that one whose scores have collapsed looks as bad as it is.
+so that one whose scores have collapsed looks as bad as it is. Items that the session has clicked
+score as ssr.retrieval.repeats says, if the model has such a score.
 """
 
 from __future__ import annotations
@@ -94,49 +95,95 @@ def encode(encoder, queries, batch_size):
 class Ranker:
     """Ranks the candidates for sessions, exactly.
 
-    candidates: <int64>[candidates], their ids
+    is_candidate: <bool>[V]; candidates: <int64>[candidates], their ids
     """
 
     def __init__(self, encoder, candidates):
         """encoder: IdEncoder; candidates: <bool>[V], at least one, all of which have a vector"""
-        self.candidates = np.flatnonzero(candidates)
+        self.is_candidate, self.candidates = candidates, np.flatnonzero(candidates)
         chunks = np.array_split(self.candidates, -(-len(self.candidates) // ITEMS_AT_A_TIME))
         self._vectors = paddle.concat([encoder.model.encode_item(encoder.embed(chunk))
                                        for chunk in chunks])
         self._by_column = self._vectors.t().contiguous()  # as the product reads it
-        # Where an item stands among the candidates; only meaningful for those.
+        self._repeats = encoder.repeats
         self._place = np.cumsum(candidates) - 1
 
-    def rank(self, users, labels):
+    def places(self, items):
+        """Where items stand among the candidates, all of which they are: numpy <int64>[n]."""
+        return self._place[items]
+
+    def cosines(self, users, items):
+        """Of each user with an item of its own: numpy <float32>[n]. users: <float32>[n, dim];
+        items: numpy <int64>[n], candidates all of them"""
+        vectors = paddle.gather(self._vectors, paddle.to_tensor(self.places(items)))
+        return paddle.sum(users * vectors, axis=1).numpy()
+
+    def rank(self, users, labels, own=None):
         """How many candidates score as high as the label or higher, itself among them.
 
         users: <float32>[n, dim]; labels: numpy <int64>[n], candidates all of them
+        own: OwnItems of the users, candidates all of them; None where these score as all others
         returns numpy <int64>[n]
         """
-        own = paddle.gather(self._vectors, paddle.to_tensor(self._place[labels]))
-        bound = paddle.sum(users * own, axis=1, keepdim=True) - TIE
-        below = sum(paddle.sum(scores < bound, axis=1).numpy()
-                    for _, scores in self._scores(users))
+        bounds = self.cosines(users, labels)
+        if own is not None:
+            cosines, scores = self._score_own(users, own)
+            is_label = own.items == labels[own.rows]
+            bounds[own.rows[is_label]] = scores[is_label]
+        bounds -= TIE
+        column = paddle.to_tensor(bounds[:, None])
+        below = sum(paddle.sum(scores < column, axis=1).numpy()
+                    for _, scores in self.scores(users))
+        if own is not None:  # they were counted by their cosines
+            bounds = bounds[own.rows]
+            np.add.at(below, own.rows, (scores < bounds).astype(int) - (cosines < bounds))
         # Not "those at or above": a score that is not a number is above nothing and below nothing.
         return len(self.candidates) - below
 
-    def top(self, users, k):
+    def top(self, users, k, own=None):
         """The k best candidates, or all where there are fewer: their ids numpy <int64>[n, k] and
-        scores numpy <float32>[n, k], best first. users: <float32>[n, dim]"""
+        scores numpy <float32>[n, k], best first. users, own: as of rank"""
+        wanted = k if own is None else k + int(np.bincount(own.rows, minlength=1).max())
         best, items = [], []
-        for start, scores in self._scores(users):
-            values, places = paddle.topk(scores, min(k, scores.shape[1]), axis=1)
+        for start, scores in self.scores(users):
+            values, places = paddle.topk(scores, min(wanted, scores.shape[1]), axis=1)
             best.append(values.numpy())
             items.append(self.candidates[places.numpy() + start])
         best, items = np.concatenate(best, axis=1), np.concatenate(items, axis=1)
+        if own is not None:
+            best, items = self._with_own(users, own, best, items)
         order = np.argsort(-best, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(items, order, 1), np.take_along_axis(best, order, 1)
 
-    def _scores(self, users):
+    def _score_own(self, users, own):
+        """The cosines of OwnItems and their scores: numpy <float32>[n] each."""
+        of_each = paddle.gather(users, paddle.to_tensor(own.rows))
+        cosines = self.cosines(of_each, own.items)
+        return cosines, self._repeats(cosines, own.clicks, own.distinct)
+
+    def _with_own(self, users, own, best, items):
+        """Candidates and their scores, with each OwnItem once, by its own score."""
+        _, scores = self._score_own(users, own)
+        best[_contains(own, items)] = -np.inf
+        counts = np.bincount(own.rows, minlength=len(items))
+        column = ragged_arange(np.zeros_like(counts), counts)
+        more = np.full((len(items), counts.max(initial=0)), -np.inf, np.float32)
+        more_items = np.zeros(more.shape, np.int64)
+        more[own.rows, column], more_items[own.rows, column] = scores, own.items
+        return np.concatenate([best, more], axis=1), np.concatenate([items, more_items], axis=1)
+
+    def scores(self, users):
         """Yields (first candidate, <float32>[n, candidates of a chunk]) within a fixed memory."""
         width = max(1, SCORES_AT_A_TIME // users.shape[0])
         for start in range(0, len(self.candidates), width):
             yield start, paddle.matmul(users, self._by_column[:, start:start + width])
+
+
+def _contains(own, items):
+    """Which items are among the OwnItems of their row: <bool>[n, m]. items: <int64>[n, m]"""
+    width = max(items.max(initial=0), own.items.max(initial=0)) + 1
+    rows = np.arange(len(items))[:, None]
+    return np.isin(rows * width + items, own.rows * width + own.items)
 
 
 @paddle.no_grad()
@@ -147,8 +194,14 @@ def evaluate(encoder, queries, candidates, batch_size, on_batch=None):
     encoder: IdEncoder
     candidates: <bool>[V], at least one, all of which have a vector
     batch_size: queries that are ranked at a time
-    on_batch: called with (indices of queries, their user vectors, the Ranker), if given
+    on_batch: called with (indices of queries, their user vectors, the Ranker, their OwnItems or
+        None), if given
     """
+    def own_items(asked):
+        if encoder.repeats is None:
+            return None
+        return queries.own_items(asked, encoder.max_len, candidates)
+
     ranker = Ranker(encoder, candidates)
     ranks = np.zeros(len(queries.labels), np.int64)
     with progress_bar(total=len(ranks), unit="query") as bar:
@@ -157,9 +210,9 @@ def evaluate(encoder, queries, candidates, batch_size, on_batch=None):
             if rankable.any():
                 rows = paddle.gather(users, paddle.to_tensor(np.flatnonzero(rankable)))
                 chosen = batch[rankable]
-                ranks[chosen] = ranker.rank(rows, queries.labels[chosen])
+                ranks[chosen] = ranker.rank(rows, queries.labels[chosen], own_items(chosen))
             if on_batch:
-                on_batch(batch, users, ranker)
+                on_batch(batch, users, ranker, own_items(batch))
             bar.update(len(batch))
     return ranks
 
@@ -186,8 +239,8 @@ class ModelRecommender:
         k = min(k, np.count_nonzero(candidates))
         top = np.full((len(queries.labels), k), -1, np.int32)
 
-        def keep(batch, users, ranker):
-            items, scores = ranker.top(users, k)
+        def keep(batch, users, ranker, own):
+            items, scores = ranker.top(users, k, own)
             top[batch] = items
             if on_top:
                 on_top(batch, items, scores)

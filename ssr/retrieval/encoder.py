@@ -29,6 +29,7 @@ from ssr.errors import DataError, SetupError
 from ssr.kernels.gru import packed_gru
 from ssr.retrieval.bag import Bag
 from ssr.retrieval.checkpoint import load_model, max_len_of
+from ssr.retrieval.repeats import RepeatScore
 from ssr.runtime import paddle
 from ssr.training.content import NO_FILES, Bags, load_content
 
@@ -52,11 +53,14 @@ class Encoder:
     max_len: the newest clicks of a session that are encoded, None for all
     stand_in_length: the mean length of the embeddings of the items clicked in training, as of
         mean_length; None where no item needs a stand-in
+    repeats: the RepeatScore of items that their session has clicked, None where they score as all
+        others
     dim: of the vectors, members * hidden
     """
 
-    def __init__(self, model, max_len=None, stand_in_length=None):
+    def __init__(self, model, max_len=None, stand_in_length=None, repeats=None):
         self.model, self.max_len, self._stand_in_length = model, max_len, stand_in_length
+        self.repeats = repeats
         self.dim = sum(towers.user_fc.weight.shape[1] for towers in model.members)
         self.is_tied = all(towers.item_fc is None for towers in model.members)
         self._newest = slice(None) if max_len is None else slice(-max_len, None)
@@ -64,7 +68,8 @@ class Encoder:
     @classmethod
     def load(cls, checkpoint, stand_in_length=None):
         """The encoder of a Checkpoint. Raises SetupError."""
-        return cls(load_model(checkpoint), max_len_of(checkpoint.meta), stand_in_length)
+        return cls(load_model(checkpoint), max_len_of(checkpoint.meta), stand_in_length,
+                   RepeatScore.of_meta(checkpoint.meta))
 
     @property
     def stand_in_length(self):
@@ -238,10 +243,10 @@ class IdEncoder(Encoder):
         content
     """
 
-    def __init__(self, model, content=None, max_len=None, vocab_size=None):
+    def __init__(self, model, content=None, max_len=None, vocab_size=None, repeats=None):
         """model: as of Encoder; one that is still trained may be asked for items and by
         ssr.evaluation.ranking"""
-        super().__init__(model, max_len)
+        super().__init__(model, max_len, repeats=repeats)
         self.content, self.clicked = content, clicked_items(model, vocab_size)
         self.has_vector = self.clicked if content is None else content.has_vector
 
@@ -260,7 +265,8 @@ class IdEncoder(Encoder):
                              "what is new behind them")
         content = load_content(files.as_trained(checkpoint.meta), clicked_items(model, vocab_size),
                                checkpoint.meta["model"], token_row=model.vocab_size)
-        return cls(model, content, max_len_of(checkpoint.meta), vocab_size)
+        return cls(model, content, max_len_of(checkpoint.meta), vocab_size,
+                   RepeatScore.of_meta(checkpoint.meta))
 
     def embed(self, ids):
         """What the towers take (nets): a tensor <float32>[n, members * dim] for ids <int64>[n], all

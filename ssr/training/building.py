@@ -53,7 +53,7 @@ def build_objective(settings, dataset, content=None):
     """(loss, negatives) for the sessions to train on, a reader.YoochooseDataset."""
     if settings.loss == "softmax":
         return SampledSoftmaxLoss(settings.scale), SharedNegatives(
-            dataset, settings.targets, settings.num_negatives, settings.neg_alpha)
+            dataset, settings.num_negatives, settings.neg_alpha)
     if content is not None or settings.neg_alpha:
         # Being a negative teaches an item's content: one without a click is never drawn.
         negatives = PopularityNegatives(dataset, settings.num_negatives, settings.neg_alpha)

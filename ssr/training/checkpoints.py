@@ -33,12 +33,14 @@ class Checkpoint:
                              "item_clicks") from error
 
 
-def save(model_dir, settings, model, optimizer_state, epoch, metrics, best=None, data=None, **run):
+def save(model_dir, settings, model, optimizer_state, epoch, metrics, best=None, data=None,
+         fitted=None, **run):
     """Writes the checkpoint of an epoch and returns its path.
 
     metrics: {name: number}
     best: {"epoch", "recall"} of the best epoch so far, None without validation
     data: {name: digest} of what it was trained on, see data_digests
+    fitted: {name: value} of what belongs to the model beside its parameters
     run: what else decided the outcome
     """
     sizes = {"vocab_size": model.vocab_size, "num_tokens": model.num_tokens}
@@ -46,7 +48,8 @@ def save(model_dir, settings, model, optimizer_state, epoch, metrics, best=None,
         sizes["item_vector_dim"] = model.item_vector_dim
     meta = {"model": {**sizes, **settings.architecture()},
             "run": {**settings.to_meta(), **run},
-            "metrics": metrics, "best": best, "data": data, "paddle": paddle.__version__}
+            "metrics": metrics, "best": best, "data": data, "paddle": paddle.__version__,
+            **(fitted or {})}
     return utils.save_checkpoint(model_dir, epoch, model, optimizer_state, meta)
 
 

@@ -13,7 +13,7 @@ from ssr.data_directory import (
     add_data_dir,
     take_from_data_dir,
 )
-from ssr.training.settings import CONTENT, RECIPES, Settings
+from ssr.training.settings import CONTENT, HELD_OUT_SHARE, MAX_HELD_OUT, RECIPES, Settings
 
 CE_SEED = 102  # of continuous evaluation, as it always was
 FINAL_RATE = 0.01  # of the linear schedule, as a share of --base_lr
@@ -104,6 +104,10 @@ def add_recipe_flags(parser):
         help="share of the items of a step that are their content alone, without their id")
     add("--members", type=number(int, 1), default=default.members, help="an ensemble of so many "
         "models in one: their vectors lie side by side; time and memory grow likewise")
+    add("--repeats", choices=("cosine", "fitted"), default=default.repeats, help="what an item "
+        "scores that the session has clicked: its cosine, as all others; or a score of four "
+        f"weights, fitted after each epoch to {HELD_OUT_SHARE * 100:g}%% of the sessions, the "
+        f"first ones and at most {MAX_HELD_OUT:,}, on which the model is not trained")
     add("--optimizer", choices=("adagrad", "adam"), default=default.optimizer,
         help="both update the rows of a step only")
     add("--lr_schedule", choices=("constant", "linear"), default=default.lr_schedule,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nets import mean_over_members
+from reader import ragged_arange
 from ssr.runtime import paddle
 
 nn, F = paddle.nn, paddle.nn.functional
@@ -34,8 +35,7 @@ class SampledSoftmaxLoss(nn.Layer):
         each, the mean over the members
         """
         place = np.searchsorted(batch.candidates, batch.positive)
-        per_session = batch.lengths if batch.every_prefix else np.ones_like(batch.lengths)
-        certain = own_session(per_session, place)
+        certain = own_session(batch)
         undo = paddle.to_tensor(certain), paddle.to_tensor(batch.log_inclusion[certain[:, 1]])
         place = paddle.to_tensor(place[:, None])
         # The correction is one more column of the product: no pass over all logits of its own.
@@ -82,17 +82,18 @@ def _parted(items, batch):
     return items, shown.reshape([*batch.shown.shape, -1])
 
 
-def own_session(lengths, place):
-    """For each target, the targets of its session, itself among them, each item once.
+def own_session(batch):
+    """For each target, where the items of its session are among the candidates, each item once.
 
-    lengths: numpy <int64>[batch], targets per session; place: numpy <int64>[targets], where the
-    targets are among the candidates
+    batch: reader.Batch with shared candidates, all items of its sessions among them
     returns <int64>[n, 2], ascending: target number i has the candidate j
     """
-    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    count = np.repeat(lengths, lengths)
-    row = np.repeat(np.arange(len(place)), count)
-    within = np.arange(len(row)) - (np.cumsum(count) - count)[row]
-    width = place.max() + 1
-    pairs = np.unique(row * width + place[first[row] + within])
+    sessions, lengths = batch.sessions()
+    place = np.searchsorted(batch.candidates, sessions)
+    targets = batch.lengths if batch.every_prefix else np.ones_like(lengths)
+    count = np.repeat(lengths, targets)
+    first = np.repeat(np.cumsum(lengths) - lengths, targets)
+    row = np.repeat(np.arange(len(batch.positive)), count)
+    width = len(batch.candidates)
+    pairs = np.unique(row * width + place[ragged_arange(first, count)])
     return np.stack(np.divmod(pairs, width), axis=1)

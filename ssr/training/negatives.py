@@ -22,7 +22,7 @@ class PopularityNegatives:
         self.num = num
         self.draw = _Draw(dataset.item_clicks(), alpha)
 
-    def candidates(self, random, positive):
+    def candidates(self, random, positive, sessions=None):
         """<int64>[targets, 1 + num], the target first, and None."""
         negative = self.draw(random, (len(positive), self.num))
         while (same := negative == positive[:, None]).any():
@@ -36,35 +36,32 @@ class PopularityNegatives:
 
 
 class SharedNegatives:
-    """All targets of a step get the same candidates: themselves, and some drawn items.
+    """All targets of a step get the same candidates: the items of their sessions, and some drawn
+    items.
 
     dataset: whose items are drawn
-    targets: as in reader.YoochooseDataset.train
     num: items drawn a step, with replacement
     alpha: with a probability ~ clicks^alpha
     """
 
-    def __init__(self, dataset, targets, num, alpha):
+    def __init__(self, dataset, num, alpha):
         self.num = num
-        self.draw = _Draw(dataset.item_clicks(), alpha)
-        labels = np.ones(len(dataset.items), bool)
-        labels[dataset.offsets[:-1]] = False
-        if targets == "last":
-            labels[:] = False
-            labels[dataset.offsets[1:] - 1] = True
-        counts = np.bincount(dataset.items[labels], minlength=dataset.vocab_size)
-        self.as_target = counts / counts.sum()
+        clicks = dataset.item_clicks()
+        self.draw = _Draw(clicks, alpha)
+        self.as_clicked = clicks / clicks.sum()
 
-    def candidates(self, random, positive):
+    def candidates(self, random, positive, sessions):
         """(candidates <int64>[n], log_inclusion <float32>[n]), as in a reader.Batch.
 
-        An item is a candidate if it is drawn or the target of a row. With N targets distributed as
-        p and K draws distributed as q, that has a probability of 1 - (1 - q)^K (1 - p)^N, taken as
+        sessions: <int64>[m], all clicks of the sessions, targets included
+
+        An item is a candidate if it is drawn or clicked. With N clicks distributed as p and K
+        draws distributed as q, that has a probability of 1 - (1 - q)^K (1 - p)^N, taken as
         1 - exp(-K q - N p).
         """
         drawn = self.draw(random, self.num)
-        items = np.unique(np.concatenate([positive, drawn]))
-        expected = self.num * self.draw.probability[items] + len(positive) * self.as_target[items]
+        items = np.unique(np.concatenate([sessions, drawn]))
+        expected = self.num * self.draw.probability[items] + len(sessions) * self.as_clicked[items]
         return items, np.log(-np.expm1(-expected)).astype(np.float32)
 
     @staticmethod

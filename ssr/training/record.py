@@ -16,13 +16,13 @@ class Record:
 
     model_dir: where it is kept
     run: ssr.training.start.Run
-    validate: called with the model after each epoch, returns {name: recall or MRR}; None without
-        validation
+    examine: called with the model after each epoch, returns (what goes into its checkpoint,
+        {name: value}; what validation measured, {name: recall or MRR})
     scalars: a writer of scalars (open_visualdl), or None
     """
 
-    def __init__(self, model_dir, run, validate=None, scalars=None):
-        self.model_dir, self.run, self.validate, self.scalars = model_dir, run, validate, scalars
+    def __init__(self, model_dir, run, examine=lambda model: ({}, {}), scalars=None):
+        self.model_dir, self.run, self.examine, self.scalars = model_dir, run, examine, scalars
         self.best = run.source.meta.get("best") if run.done else None
         self._complete_metrics()
 
@@ -39,12 +39,12 @@ class Record:
                 append_metrics(self.model_dir, epoch, meta.get("metrics") or {})
 
     def add(self, epoch, model, optimizer, metrics):
-        """Validates and saves an epoch.
+        """Examines and saves an epoch.
 
         metrics: {name: number}
         returns (path of the checkpoint, what validation measured)
         """
-        measured = self.validate(model) if self.validate else {}
+        fitted, measured = self.examine(model)
         recall = measured.get(f"valid_recall@{VALID_K}")
         if recall is not None and (self.best is None or recall > self.best["recall"]):
             self.best = {"epoch": epoch, "recall": recall}
@@ -52,7 +52,7 @@ class Record:
         if epoch == self.run.done + 1:
             utils.remove_checkpoints(self.model_dir, after=self.run.done)
         path = checkpoints.save(self.model_dir, self.run.settings, model, optimizer.state_dict(),
-                                epoch, metrics, self.best, self.run.data)
+                                epoch, metrics, self.best, self.run.data, fitted)
         append_metrics(self.model_dir, epoch, metrics)
         if self.scalars:
             for name, value in metrics.items():

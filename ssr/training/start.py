@@ -20,7 +20,14 @@ from ssr.training.building import check_memory
 from ssr.training.checkpoints import Checkpoint, check_replaceable
 from ssr.training.content import ContentFiles, ItemContent, load_content
 from ssr.training.negatives import ShownNegatives
-from ssr.training.settings import CONTENT, Settings, merge, with_enough_epochs
+from ssr.training.settings import (
+    CONTENT,
+    HELD_OUT_SHARE,
+    MAX_HELD_OUT,
+    Settings,
+    merge,
+    with_enough_epochs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +36,15 @@ class Run(NamedTuple):
     """What a run starts from.
 
     settings: Settings
-    dataset, valid: YoochooseDataset to train on and to validate on, the latter None without
+    dataset: YoochooseDataset to train on
+    valid: YoochooseDataset to validate on, None without
     clicks: <int32>[V], how often each item was clicked, here and in what source has seen
     content: ItemContent, None where an item is its own id
     data: {name: digest} of the data, which goes into the checkpoints
     done: the last epoch that is there already, 0 for none
     source: Checkpoint to begin with, or None
     shown: ShownNegatives, None without --negatives impressions
+    held_out: YoochooseDataset that --repeats fitted is fitted to, None without; may be empty
     """
 
     settings: Settings
@@ -47,6 +56,7 @@ class Run(NamedTuple):
     done: int
     source: Optional[Checkpoint]
     shown: Optional[ShownNegatives] = None
+    held_out: Optional[reader.YoochooseDataset] = None
 
 
 def prepare(args) -> Run:
@@ -63,12 +73,14 @@ def prepare(args) -> Run:
     dataset = reader.construct_train_data(args.train_dir, args.vocab_path)
     valid = args.valid_dir and reader.construct_test_data(args.valid_dir, args.vocab_path)
     check_catalogue(args, source, dataset.vocab_size)
-    check_steps(settings, dataset)
     check_memory(settings, dataset.vocab_size)  # before as many items are counted
+    data, held_out = data_digests(dataset, args.vocab_path), None
+    if settings.repeats == "fitted":
+        held_out, dataset = dataset.split(min(int(HELD_OUT_SHARE * len(dataset)), MAX_HELD_OUT))
+    check_steps(settings, dataset)
     if source is None and "epochs" not in given:
         settings = with_enough_epochs(
             settings, dataset.num_steps(settings.batch_size, settings.num_devices))
-    data = data_digests(dataset, args.vocab_path)
     resumes = source is not None and args.resume
     if not (resumes or args.overwrite):
         check_replaceable(args.model_dir, settings, data)
@@ -78,7 +90,7 @@ def prepare(args) -> Run:
                            id_dropout=settings.id_dropout)
     shown = load_shown(settings, args, dataset, content)
     return Run(settings, dataset, valid, clicks, content, data, source.epoch if resumes else 0,
-               source, shown)
+               source, shown, held_out)
 
 
 def find_source(args):
