@@ -168,7 +168,7 @@ def make_examination(run):
 
     def examine(model):
         nonlocal repeats
-        encoder = IdEncoder(model, run.content, run.settings.max_len)
+        encoder = IdEncoder(model, run.content, max_len=run.settings.max_len)
         model.eval()
         fitted, measured = {}, {}
         if run.held_out is not None:

@@ -10,12 +10,19 @@ from ssr.errors import SetupError
 SCORES_AT_A_TIME = 1 << 22  # 16 MB
 
 
-def best_items(queries, vectors, candidates, hidden, k):
+def hide(scores, query):
+    """Of best_items: no item of a query's own is a candidate for it."""
+    return -np.inf
+
+
+def best_items(queries, vectors, candidates, own, k, score_own=hide):
     """The best candidates for each query, best first, ties by number: a list of
     (numbers <int64>[at most k], scores <float32>[at most k]). Raises SetupError for no such k.
 
     queries: <float32>[n, dim]; vectors: <float32>[items, dim]; candidates: <int64>[m], ascending
-    hidden: for each query the numbers of items that are none of its candidates
+    own: for each query the numbers of its own items
+    score_own: a function from the cosines of those of them that are candidates, <float32>[n], and
+        the number of the query to their scores
     """
     if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
         raise SetupError(f"k is {k!r:.40}; it is a whole number of 1 or more")
@@ -23,8 +30,9 @@ def best_items(queries, vectors, candidates, hidden, k):
     step = max(1, SCORES_AT_A_TIME // len(candidates))
     for start in range(0, len(queries), step):
         scores = queries[start:start + step] @ chosen.T
-        for row, numbers in zip(scores, hidden[start:start + step]):
-            row[_places(candidates, numbers)] = -np.inf
+        for query, row in enumerate(scores, start):
+            places = _places(candidates, own[query])
+            row[places] = score_own(row[places], query)
             best = _largest(row, k)
             hits.append((candidates[best], row[best]))
     return hits

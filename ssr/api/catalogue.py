@@ -12,7 +12,7 @@ from ssr.api.clicks import as_raw_id, is_path, raw_ids_of
 from ssr.errors import DataError
 from ssr.files import items_digest, write_text
 from ssr.preparation.text import ItemText, field_tokens, read_items
-from ssr.retrieval.checkpoint import load_model, max_len_of
+from ssr.retrieval.checkpoint import load_model, session_settings
 from ssr.retrieval.encoder import IdEncoder, clicked_items
 from ssr.retrieval.values import Added, Item, check_item, check_vector, enumerated
 from ssr.training.content import ContentFiles, ItemContent, ItemTokens, read_content
@@ -28,13 +28,14 @@ class Catalogue:
     added_vectors: {raw id: <float32>[dim]} of those of these that have a pretrained vector
     """
 
-    def __init__(self, raw_ids, texts, model, max_len, tokens, vectors, added=None,
+    def __init__(self, raw_ids, texts, model, settings, tokens, vectors, added=None,
                  added_vectors=None):
-        """model: SequenceSemanticRetrieval; max_len: as of IdEncoder; tokens: ItemTokens of all
-        items; vectors: ItemVectors, of the items of training; None for a model without them"""
+        """model: SequenceSemanticRetrieval; settings: as of checkpoint.session_settings; tokens:
+        ItemTokens of all items; vectors: ItemVectors, of the items of training; None for a model
+        without them"""
         self.raw_ids, self.texts = raw_ids, texts
         self.added, self.added_vectors = added or {}, added_vectors or {}
-        self._model, self._max_len, self._tokens, self._vectors = model, max_len, tokens, vectors
+        self._model, self._settings, self._tokens, self._vectors = model, settings, tokens, vectors
         self.encoder = self.encoder_of(len(raw_ids))
 
     @classmethod
@@ -53,7 +54,8 @@ class Catalogue:
             texts = [item.text for item in read_items(directory.items).values()]
         files = ContentFiles(directory.item_tokens, directory.item_vectors, directory.items)
         content = read_content(files.as_trained(checkpoint.meta), len(raw_ids), sizes)
-        return cls(raw_ids, texts, load_model(checkpoint), max_len_of(checkpoint.meta), *content)
+        return cls(raw_ids, texts, load_model(checkpoint), session_settings(checkpoint.meta),
+                   *content)
 
     def __len__(self):
         return len(self.raw_ids)
@@ -77,7 +79,7 @@ class Catalogue:
         """An IdEncoder of so many items: behind those that there are come unknown ones."""
         tokens, vectors = self._tokens, self._vectors
         if tokens is None and vectors is None:
-            return IdEncoder(self._model, None, self._max_len, size)
+            return IdEncoder(self._model, None, size, **self._settings)
         if tokens is not None:
             tokens = tokens._replace(offsets=np.pad(
                 tokens.offsets, (0, size + 1 - len(tokens.offsets)), mode="edge"))
@@ -88,7 +90,7 @@ class Catalogue:
                 size)
         content = ItemContent(clicked_items(self._model, size), tokens, vectors=vectors,
                               token_row=self._model.vocab_size)
-        return IdEncoder(self._model, content, self._max_len, size)
+        return IdEncoder(self._model, content, size, **self._settings)
 
     def vectors_of(self, ids):
         """The pretrained vectors of those of some raw ids that have one: {raw id: <float32>[dim]}.
@@ -124,7 +126,7 @@ class Catalogue:
             tokens = self._tokens_with({numbers[raw]: vocabulary.encode(*item).astype(np.int32)
                                         for raw, item in items.items()}, len(raw_ids))
         kept = {raw: vector for raw, vector in self.added_vectors.items() if raw not in items}
-        extended = Catalogue(raw_ids, texts, self._model, self._max_len, tokens, self._vectors,
+        extended = Catalogue(raw_ids, texts, self._model, self._settings, tokens, self._vectors,
                              {**self.added, **items}, {**kept, **vectors})
         without = [raw for raw in items if not extended.encoder.has_vector[numbers[raw]]]
         had = self.encoder.has_vector

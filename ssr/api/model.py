@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from ssr.api import homes
-from ssr.api.answers import best_items, hits_table
+from ssr.api.answers import best_items, hide, hits_table
 from ssr.api.catalogue import Catalogue, as_items, as_vectors
 from ssr.api.clicks import as_raw_id, has_columns, is_number, read_sessions
 from ssr.api.testing import evaluate
@@ -149,9 +149,16 @@ class Model:
             [[click for click in map(encoder.click, session) if click] for session in numbers])
         asked = [place for place, user in enumerate(users) if user is not None]
         candidates = self._candidates(catalogue, exclude, only)
-        hidden = [numbers[place] if exclude_session else [] for place in asked]
+        own = [numbers[place] if exclude_session else encoder.encoded(numbers[place])
+               for place in asked]
         queries = np.array([users[place] for place in asked])
-        hits = best_items(queries, encoder.vectors, candidates, hidden, k)
+
+        def score_own(cosines, query):
+            if encoder.repeats is None:
+                return cosines
+            return encoder.repeats(cosines, len(own[query]), len(set(own[query])))
+        hits = best_items(queries, encoder.vectors, candidates, own, k,
+                          hide if exclude_session else score_own)
         return hits_table("session", [labels[place] for place in asked], hits, self._given,
                           catalogue.texts)
 

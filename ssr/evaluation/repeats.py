@@ -25,8 +25,8 @@ SPREAD = 0.3  # how far from where it starts a weight is expected to be, in unit
 
 
 def fit_repeats(encoder, queries, start=None):
-    """The RepeatScore that makes the labels of queries likeliest, P(item) ~ exp(scale * score), with
-    a scale that is fitted too.
+    """The RepeatScore that makes the labels of queries likeliest, where an item has a probability ~
+    exp(scale * score), with a scale that is fitted too.
 
     encoder: IdEncoder; queries: Queries of sessions that it was not trained on
     start: the RepeatScore to begin with, all zeros if None; on few queries the result stays near it

@@ -9,6 +9,7 @@ import os
 import utils
 from nets import SequenceSemanticRetrieval
 from ssr.errors import SetupError
+from ssr.retrieval.repeats import RepeatScore
 from ssr.training.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,12 @@ def max_len_of(meta):
     if max_len is not None and (type(max_len) is not int or max_len < 1):
         raise SetupError(f"the checkpoint is damaged: its max_len is {max_len!r:.40}")
     return max_len
+
+
+def session_settings(meta):
+    """How the model with this metadata takes sessions, as keyword arguments of Encoder. Raises
+    SetupError."""
+    return {"max_len": max_len_of(meta), "repeats": RepeatScore.of_meta(meta)}
 
 
 def model_digest(checkpoint):

@@ -28,8 +28,7 @@ from nets import GrnnEncoder
 from ssr.errors import DataError, SetupError
 from ssr.kernels.gru import packed_gru
 from ssr.retrieval.bag import Bag
-from ssr.retrieval.checkpoint import load_model, max_len_of
-from ssr.retrieval.repeats import RepeatScore
+from ssr.retrieval.checkpoint import load_model, session_settings
 from ssr.runtime import paddle
 from ssr.training.content import NO_FILES, Bags, load_content
 
@@ -68,8 +67,8 @@ class Encoder:
     @classmethod
     def load(cls, checkpoint, stand_in_length=None):
         """The encoder of a Checkpoint. Raises SetupError."""
-        return cls(load_model(checkpoint), max_len_of(checkpoint.meta), stand_in_length,
-                   RepeatScore.of_meta(checkpoint.meta))
+        return cls(load_model(checkpoint), stand_in_length=stand_in_length,
+                   **session_settings(checkpoint.meta))
 
     @property
     def stand_in_length(self):
@@ -87,6 +86,17 @@ class Encoder:
         emb = self._embed_clicks([click for session in sessions for click in session])
         vectors = iter(self._users(emb, lengths))
         return [next(vectors) if session else None for session in sessions]
+
+    def score_own(self, keys, clicks, user):
+        """{key: score} of the items that a session has clicked, where these do not score as all
+        others. keys, clicks: what was clicked and what encode_sessions takes for it, oldest first;
+        user: the session's vector, None where it has none"""
+        keys, clicks = keys[self._newest], clicks[self._newest]
+        bags = {key: click for key, click in zip(keys, clicks) if isinstance(click, Bag)}
+        if self.repeats is None or not bags:
+            return {}
+        cosines = np.stack(self.encode_items(list(bags.values()))) @ user
+        return dict(zip(bags, self.repeats(cosines, len(keys), len(set(keys))).tolist()))
 
     def newest(self, items, click_of):
         """The clicks of a session that encode_sessions looks at, oldest first, without those that
@@ -164,7 +174,7 @@ class Encoder:
     def with_stand_ins(self, bags):
         """The same Encoder, with stand-ins as long as items are on average. bags: of those that
         were clicked in training, as of mean_length"""
-        return Encoder(self.model, self.max_len, self.mean_length(bags))
+        return Encoder(self.model, self.max_len, self.mean_length(bags), self.repeats)
 
     def bag(self, before, tokens=None, projected=None):
         """The Bag of an item whose content has changed: its own row, if it has one, and all that is
@@ -243,7 +253,7 @@ class IdEncoder(Encoder):
         content
     """
 
-    def __init__(self, model, content=None, max_len=None, vocab_size=None, repeats=None):
+    def __init__(self, model, content=None, vocab_size=None, max_len=None, repeats=None):
         """model: as of Encoder; one that is still trained may be asked for items and by
         ssr.evaluation.ranking"""
         super().__init__(model, max_len, repeats=repeats)
@@ -265,8 +275,7 @@ class IdEncoder(Encoder):
                              "what is new behind them")
         content = load_content(files.as_trained(checkpoint.meta), clicked_items(model, vocab_size),
                                checkpoint.meta["model"], token_row=model.vocab_size)
-        return cls(model, content, max_len_of(checkpoint.meta), vocab_size,
-                   RepeatScore.of_meta(checkpoint.meta))
+        return cls(model, content, vocab_size, **session_settings(checkpoint.meta))
 
     def embed(self, ids):
         """What the towers take (nets): a tensor <float32>[n, members * dim] for ids <int64>[n], all
@@ -275,6 +284,10 @@ class IdEncoder(Encoder):
             return self.model.embed(ids)
         bags = self.content.bags(ids)
         return self.model.embed(bags.rows, bags)
+
+    def encoded(self, items):
+        """Those of a session's items that encode_sessions looks at. items: ids, oldest first"""
+        return [item for item in items if self.has_vector[item]][self._newest]
 
     def click(self, item):
         """A click on an item, an Embedding; None where it has no vector."""

@@ -208,6 +208,8 @@ class Index:
         asked = [self._understand(session, known) for session in sessions]
         for one, user in zip(asked, self._encoder.encode_sessions([one.clicks for one in asked])):
             one.user = user
+            if not exclude_session:
+                one.own = self._encoder.score_own(one.clicked, one.clicks, user)
         return self._queries.answer(asked, Wanted(k, exclude_session, now, filter))
 
     def similar(self, ids, k=20, filter=EVERYTHING):
@@ -237,9 +239,10 @@ class Index:
 
     def _understand(self, session, known):
         items = [known[id] for id in session if id in known]
-        clicks = [self._click_of(item.key, item.bag) for item in items]
-        return Asked(session, [item.key for item in items],
-                      [click for click in clicks if click is not None])
+        clicks = {place: click for place, item in enumerate(items)
+                  if (click := self._click_of(item.key, item.bag)) is not None}
+        return Asked(session, [item.key for item in items], list(clicks.values()),
+                     [items[place].key for place in clicks])
 
     def _click_of(self, key, bag):
         """What the encoder takes for a click on an item, None where that has no vector."""

@@ -47,13 +47,15 @@ class Asked:
 
     keys: of its known items, in the order of the clicks
     clicks: what the encoder takes for those of them that have a vector
+    clicked: the keys of these clicks
     user: its vector <float32>[hidden], None where there are no such clicks
+    own: {key: score} of its own items that score otherwise than by their cosine
     ranked: (key, score, source), best first
     """
 
-    def __init__(self, session, keys, clicks):
-        self.session, self.keys, self.clicks = session, keys, clicks
-        self.user, self.ranked = None, []
+    def __init__(self, session, keys, clicks, clicked=()):
+        self.session, self.keys, self.clicks, self.clicked = session, keys, clicks, clicked
+        self.user, self.own, self.ranked = None, {}, []
 
     def reason(self, filter):
         """Why there are no hits, or others than those of the session; "" for neither."""
@@ -149,10 +151,14 @@ class Queries:
             return
         taken = [_taken(one, wanted) for one in asked]
         scores, keys = self._store.search(np.stack([one.user for one in asked]),
-                                          wanted.k + max(map(len, taken)), among)
+                                          wanted.k + max(map(len, taken))
+                                          + max(len(one.own) for one in asked), among)
         for one, out, *row in zip(asked, taken, keys.tolist(), scores.tolist()):
-            nearest = [(key, score, "nearest") for key, score in zip(*row)
-                       if key >= 0 and key not in out]
+            hits = [(key, score) for key, score in zip(*row) if key >= 0 and key not in one.own]
+            if one.own:
+                own = self._store.candidates(np.array([*one.own]), among).tolist()
+                hits = sorted(hits + [(key, one.own[key]) for key in own], key=lambda hit: -hit[1])
+            nearest = [(key, score, "nearest") for key, score in hits if key not in out]
             one.ranked += nearest[:wanted.k - len(one.ranked)]
 
     def _add_popular(self, one, wanted, among):
