@@ -171,10 +171,11 @@ def make_examination(run):
         encoder = IdEncoder(model, run.content, max_len=run.settings.max_len)
         model.eval()
         fitted, measured = {}, {}
-        if run.held_out is not None:
+        if run.held_out:
             queries = make_queries(run.held_out, encoder.has_vector, run.settings.targets)
-            encoder.repeats = repeats = fit_repeats(encoder, queries, repeats)
-            fitted["repeats"] = repeats._asdict()
+            repeats = fit_repeats(encoder, queries, repeats)
+        if repeats:
+            encoder.repeats, fitted["repeats"] = repeats, repeats._asdict()
         if run.valid:
             queries = make_queries(run.valid, encoder.has_vector, run.settings.targets)
             ranks = ranking.evaluate(encoder, queries, encoder.has_vector, VALID_BATCH)

@@ -10,19 +10,13 @@ from ssr.errors import SetupError
 SCORES_AT_A_TIME = 1 << 22  # 16 MB
 
 
-def hide(scores, query):
-    """Of best_items: no item of a query's own is a candidate for it."""
-    return -np.inf
-
-
-def best_items(queries, vectors, candidates, own, k, score_own=hide):
+def best_items(queries, vectors, candidates, own, k):
     """The best candidates for each query, best first, ties by number: a list of
     (numbers <int64>[at most k], scores <float32>[at most k]). Raises SetupError for no such k.
 
     queries: <float32>[n, dim]; vectors: <float32>[items, dim]; candidates: <int64>[m], ascending
-    own: for each query the numbers of its own items
-    score_own: a function from the cosines of those of them that are candidates, <float32>[n], and
-        the number of the query to their scores
+    own: for each query (numbers of items <int64>[j], scores <float32>[j]), where an item scores
+        otherwise than by its cosine; -inf for one that is no candidate
     """
     if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
         raise SetupError(f"k is {k!r:.40}; it is a whole number of 1 or more")
@@ -30,19 +24,13 @@ def best_items(queries, vectors, candidates, own, k, score_own=hide):
     step = max(1, SCORES_AT_A_TIME // len(candidates))
     for start in range(0, len(queries), step):
         scores = queries[start:start + step] @ chosen.T
-        for query, row in enumerate(scores, start):
-            places = _places(candidates, own[query])
-            row[places] = score_own(row[places], query)
+        for row, (numbers, own_scores) in zip(scores, own[start:start + step]):
+            places = np.minimum(np.searchsorted(candidates, numbers), len(candidates) - 1)
+            are_there = candidates[places] == numbers
+            row[places[are_there]] = own_scores[are_there]
             best = _largest(row, k)
             hits.append((candidates[best], row[best]))
     return hits
-
-
-def _places(candidates, numbers):
-    """Where those of some numbers are that are candidates: <int64>[at most len(numbers)]."""
-    numbers = np.asarray(numbers, np.int64)
-    places = np.minimum(np.searchsorted(candidates, numbers), len(candidates) - 1)
-    return places[candidates[places] == numbers]
 
 
 def _largest(scores, k):

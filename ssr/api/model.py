@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from ssr.api import homes
-from ssr.api.answers import best_items, hide, hits_table
+from ssr.api.answers import best_items, hits_table
 from ssr.api.catalogue import Catalogue, as_items, as_vectors
 from ssr.api.clicks import as_raw_id, has_columns, is_number, read_sessions
 from ssr.api.testing import evaluate
@@ -20,6 +20,7 @@ from ssr.data_directory import DataDirectory
 from ssr.errors import DataError, SetupError
 from ssr.own_modules import own_modules
 from ssr.preparation.text import ItemText, TokenVocabulary, read_items
+from ssr.retrieval.repeats import OwnItems
 from ssr.retrieval.values import Item
 from ssr.training.metrics import FILE as METRICS_FILE
 from ssr.training.metrics import read_metrics
@@ -149,16 +150,10 @@ class Model:
             [[click for click in map(encoder.click, session) if click] for session in numbers])
         asked = [place for place, user in enumerate(users) if user is not None]
         candidates = self._candidates(catalogue, exclude, only)
-        own = [numbers[place] if exclude_session else encoder.encoded(numbers[place])
-               for place in asked]
+        own = [_excluded(numbers[place]) if exclude_session
+               else _own_scores(encoder, numbers[place], users[place]) for place in asked]
         queries = np.array([users[place] for place in asked])
-
-        def score_own(cosines, query):
-            if encoder.repeats is None:
-                return cosines
-            return encoder.repeats(cosines, len(own[query]), len(set(own[query])))
-        hits = best_items(queries, encoder.vectors, candidates, own, k,
-                          hide if exclude_session else score_own)
+        hits = best_items(queries, encoder.vectors, candidates, own, k)
         return hits_table("session", [labels[place] for place in asked], hits, self._given,
                           catalogue.texts)
 
@@ -188,7 +183,7 @@ class Model:
                  if catalogue.encoder.has_vector[number]]
         vectors = catalogue.encoder.vectors
         hits = best_items(vectors[asked], vectors, self._candidates(catalogue, exclude, only),
-                          [[number] for number in asked], k)
+                          [_excluded([number]) for number in asked], k)
         return hits_table("of_item", self._given(asked), hits, self._given, catalogue.texts)
 
     def evaluate(self, test=None, metrics=("recall@20", "mrr@20"), *, baselines=(),
@@ -373,3 +368,17 @@ class Model:
             raise DataError("there are no candidates: exclude and only leave no item that has a "
                             "vector")
         return np.flatnonzero(chosen)
+
+
+def _excluded(numbers):
+    """Of answers.best_items: these items are no candidates."""
+    return np.array(numbers, np.int64), np.full(len(numbers), -np.inf, np.float32)
+
+
+def _own_scores(encoder, session, user):
+    """Of answers.best_items: what the items of a session score. session: numbers of items, oldest
+    first; user: its vector"""
+    clicked = encoder.encoded(session)
+    own = OwnItems.of(np.array(clicked, np.int64), [len(clicked)])
+    cosines = encoder.vectors[own.items] @ user
+    return own.items, cosines if encoder.repeats is None else encoder.repeats(cosines, own)

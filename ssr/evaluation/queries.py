@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reader import ragged_arange
+from ssr.retrieval.repeats import OwnItems
 
 
 class Queries(NamedTuple):
@@ -58,26 +59,7 @@ class Queries(NamedTuple):
         """
         lengths = np.minimum(self._end(asked)[1] + 1, max_len or np.inf).astype(np.int64)
         clicks = self.clicks[ragged_arange(self.sources[asked] + 1 - lengths, lengths)]
-        keys = np.unique(np.repeat(np.arange(len(asked)), lengths) * len(candidates) + clicks)
-        rows, items = np.divmod(keys, len(candidates))
-        distinct = np.bincount(rows, minlength=len(asked))
-        chosen = candidates[items]
-        rows, items = rows[chosen], items[chosen]
-        return OwnItems(rows, items, lengths[rows], distinct[rows])
-
-
-class OwnItems(NamedTuple):
-    """The items that the sessions of some queries have clicked, each once a query.
-
-    rows: <int64>[n], the number of the query, ascending
-    items: <int64>[n], ids
-    clicks, distinct: <int64>[n], how many clicks the query's session has, and on how many items
-    """
-
-    rows: np.ndarray
-    items: np.ndarray
-    clicks: np.ndarray
-    distinct: np.ndarray
+        return OwnItems.of(clicks, lengths).among(candidates)
 
 
 class Answers(NamedTuple):

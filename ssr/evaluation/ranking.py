@@ -159,7 +159,7 @@ class Ranker:
         """The cosines of OwnItems and their scores: numpy <float32>[n] each."""
         of_each = paddle.gather(users, paddle.to_tensor(own.rows))
         cosines = self.cosines(of_each, own.items)
-        return cosines, self._repeats(cosines, own.clicks, own.distinct)
+        return cosines, self._repeats(cosines, own)
 
     def _with_own(self, users, own, best, items):
         """Candidates and their scores, with each OwnItem once, by its own score."""

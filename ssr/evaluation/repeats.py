@@ -48,8 +48,8 @@ class _Examples(NamedTuple):
     others: <float64>[queries, SCALES], the log of the sum of exp(scale * cosine) over all
         candidates but the items of the session
     label: <float64>[queries], the cosine of what was clicked next, 0 if the session clicked it
-    rows, cosines, features, is_label: <int64>[n], <float64>[n], <float64>[n, 4], <bool>[n], of the
-        items of the sessions (queries.OwnItems)
+    rows, cosines, features, is_label: <int64>[n], <float64>[n], <float64>[n, 7], <bool>[n], of the
+        items of the sessions (OwnItems)
     """
 
     others: np.ndarray
@@ -96,7 +96,7 @@ def _examples_of(ranker, users, queries, asked, max_len):
         scores[own.rows[here], places[here] - start] = -np.inf
         others += _sums_of_exponentials(scores)
     return _Examples(np.log(np.maximum(others, TINY)), label, own.rows, cosines.astype(np.float64),
-                     features_of(cosines, own.clicks, own.distinct), is_label)
+                     features_of(cosines, own), is_label)
 
 
 def _sums_of_exponentials(scores):

@@ -29,6 +29,7 @@ from ssr.errors import DataError, SetupError
 from ssr.kernels.gru import packed_gru
 from ssr.retrieval.bag import Bag
 from ssr.retrieval.checkpoint import load_model, session_settings
+from ssr.retrieval.repeats import OwnItems
 from ssr.runtime import paddle
 from ssr.training.content import NO_FILES, Bags, load_content
 
@@ -91,12 +92,14 @@ class Encoder:
         """{key: score} of the items that a session has clicked, where these do not score as all
         others. keys, clicks: what was clicked and what encode_sessions takes for it, oldest first;
         user: the session's vector, None where it has none"""
-        keys, clicks = keys[self._newest], clicks[self._newest]
-        bags = {key: click for key, click in zip(keys, clicks) if isinstance(click, Bag)}
+        keys, clicks = np.array(keys[self._newest], np.int64), clicks[self._newest]
+        bags = {key: click for key, click in zip(keys.tolist(), clicks) if isinstance(click, Bag)}
         if self.repeats is None or not bags:
             return {}
-        cosines = np.stack(self.encode_items(list(bags.values()))) @ user
-        return dict(zip(bags, self.repeats(cosines, len(keys), len(set(keys))).tolist()))
+        own = OwnItems.of(keys, [len(keys)])
+        own = OwnItems(*(values[np.isin(own.items, [*bags])] for values in own))
+        vectors = self.encode_items([bags[key] for key in own.items.tolist()])
+        return dict(zip(own.items.tolist(), self.repeats(vectors @ user, own).tolist()))
 
     def newest(self, items, click_of):
         """The clicks of a session that encode_sessions looks at, oldest first, without those that

@@ -44,7 +44,8 @@ class Run(NamedTuple):
     done: the last epoch that is there already, 0 for none
     source: Checkpoint to begin with, or None
     shown: ShownNegatives, None without --negatives impressions
-    held_out: YoochooseDataset that --repeats fitted is fitted to, None without; may be empty
+    held_out: YoochooseDataset that --repeats fitted is fitted to, None without; it may hold no
+        session
     """
 
     settings: Settings
