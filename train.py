@@ -28,7 +28,7 @@ from ssr.commands import be_quiet, run, setup_logging
 import numpy as np
 
 import utils
-from nets import check_architecture
+from ssr.architecture import check_architecture
 from ssr.errors import SetupError
 from ssr.evaluation import ranking
 from ssr.evaluation.queries import make_queries
@@ -237,8 +237,7 @@ def parse_args(argv=None):
     if not (args.resume or args.init_from):  # with these a checkpoint has a say, see prepare
         try:
             settings = merge({**args.from_data_dir, **args.given}, args.num_devices)
-            check_architecture(**{name: getattr(settings, name) for name in (
-                "embedding_dim", "hidden_size", "user_encoder", "pooling", "item_encoder")})
+            check_architecture(settings.architecture())
         except (SetupError, ValueError) as error:
             parser.error(str(error))
     return args

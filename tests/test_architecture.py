@@ -13,7 +13,7 @@ COMMANDS = {"train", "infer", "preprocess", "retrieve", "serve", "evaluate_strea
             "cluster_train", "plot_metrics"}
 CORE = {"nets", "reader", "utils"}
 FOUNDATIONS = {"ssr", "ssr.errors", "ssr.files", "ssr.commands", "ssr.pickled", "ssr.progress",
-               "ssr.data_directory", "ssr.own_modules", "ssr.impressions"}
+               "ssr.data_directory", "ssr.own_modules", "ssr.impressions", "ssr.architecture"}
 # Commands that the API is made of: what they do with their flags is what it does with its own.
 COMMANDS_OF_API = {"train", "preprocess"}
 

@@ -17,6 +17,7 @@ from ssr.errors import SetupError
 from ssr.evaluation import ranking
 from ssr.evaluation.queries import make_queries
 from ssr.kernels import static
+from ssr.kernels.frozen import FrozenModel
 from ssr.news import AGE, Scoring
 from ssr.news.replay import SLICE, StreamMethod, replay
 from ssr.news.timeline import Timeline
@@ -24,7 +25,7 @@ from ssr.preparation.text import read_items
 from ssr.retrieval import Click, Index, export
 from ssr.retrieval.building import ItemFiles, build_index
 from ssr.retrieval.checkpoint import choose_checkpoint, load_model, model_digest
-from ssr.retrieval.encoder import Bag, Embedding, Encoder, FrozenUsers, IdEncoder
+from ssr.retrieval.encoder import Bag, Embedding, Encoder, IdEncoder
 from ssr.runtime import paddle
 from ssr.training.content import ContentFiles
 
@@ -173,7 +174,7 @@ def test_exported_towers_have_the_models_vectors(trained):
     bags = [known[name].bag for name in trained.names[:60]]
     sessions = [[item for item in session if bags[item]] for session in trained.sessions()]
     sessions = [session for session in sessions if session]
-    export.save_towers(Encoder.load(trained.checkpoint), "exported")
+    export.save_towers(encoder, "exported")
     tokens = max(len(bag.rows) for bag in bags)
     clicks = [export.pad_sessions([[bags[item].rows for item in session] for session in sessions],
                                   tokens)]
@@ -213,8 +214,9 @@ def test_the_forms_of_the_user_tower_are_one_function(parts):
         parameter.set_value(paddle.randn(parameter.shape))
     clicks, lengths = np.arange(9), np.array([3, 1, 5])
     expected = model.user(clicks, lengths).numpy()
-    np.testing.assert_allclose(FrozenUsers(model)(model.embed(clicks).numpy(), lengths), expected,
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        FrozenModel.of(model).encode_user(model.embed(clicks).numpy(), lengths), expected,
+        atol=1e-6)
     rows = export.pad_sessions([[np.array([click]) for click in session]
                                 for session in np.split(clicks, [3, 4])], 1)
     np.testing.assert_allclose(static.user_vectors(model, paddle.to_tensor(rows)).numpy(),

@@ -41,10 +41,7 @@ def save(model_dir, settings, model, optimizer_state, epoch, metrics, best=None,
     data: {name: digest} of what it was trained on, see data_digests
     run: what else decided the outcome
     """
-    sizes = {"vocab_size": model.vocab_size, "num_tokens": model.num_tokens}
-    if model.item_vector_dim:  # without such vectors a checkpoint is as it always was
-        sizes["item_vector_dim"] = model.item_vector_dim
-    meta = {"model": {**sizes, **settings.architecture()},
+    meta = {"model": model.sizes,
             "run": {**settings.to_meta(), **run},
             "metrics": metrics, "best": best, "data": data, "paddle": paddle.__version__}
     return utils.save_checkpoint(model_dir, epoch, model, optimizer_state, meta)
