@@ -30,7 +30,6 @@ import numpy as np
 import utils
 from ssr.architecture import check_architecture
 from ssr.errors import SetupError
-from ssr.evaluation import ranking
 from ssr.evaluation.queries import make_queries
 from ssr.kernels.exchange import GradientExchange, connect
 from ssr.kernels.processes import rank_and_size, start_workers, was_started
@@ -161,6 +160,8 @@ def save(record, epoch, model, optimizer, metrics, say):
 def make_validation(run):
     """A function from the model to {name: recall or MRR} of predicting the last clicks of the
     validation sessions, or all but the first; None without such sessions."""
+    from ssr.evaluation import ranking  # here: help and wrong flags need no Paddle
+
     def validate(model):
         encoder = IdEncoder(model, run.content, run.settings.max_len)
         queries = make_queries(run.valid, encoder.has_vector, run.settings.targets)

@@ -92,7 +92,7 @@ def test_command(trained, capsys):
 def test_what_was_there_stays_when_it_fails(trained, capsys, monkeypatch):
     assert export.main([]) == 0
     before = os.stat("exported").st_ino
-    monkeypatch.setattr(export, "compare", lambda *_: float("nan"))
+    monkeypatch.setattr(towers, "compare", lambda *_: float("nan"))
     for argv, words in ((["--overwrite"], "differ from the model by nan"),
                         (["--export_dir", "other"], "differ from the model"),
                         (["--export_dir", "x", "--epoch", "7"], "epoch_7 is incomplete"),
