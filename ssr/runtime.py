@@ -22,6 +22,10 @@ import types
 import warnings
 import zlib  # noqa: F401  before Paddle: libpaddle 2.6.2 shadows zlib's symbols and breaks gzip
 
+from ssr.errors import SetupError
+
+_PACKAGES = {"paddle": "-r requirements-cpu.txt, for a GPU requirements.txt",
+             "faiss": "-r requirements-cpu.txt"}
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _loading = threading.RLock()
@@ -48,26 +52,37 @@ def before_paddle(**variables):
             os.environ.setdefault(name, value)
 
 
-@functools.cache
-def _load(name):
-    single_thread = _set_up_process()
-    module = _load_paddle() if name == "paddle" else importlib.import_module(name)
-    if single_thread:
+def set_up():
+    """Sets the process up for what computes in it, as it is before Paddle or faiss are loaded. For
+    those who compute in numpy alone."""
+    if _set_up_process():
         # The environment is too late for a numpy that was loaded before.
         import threadpoolctl
 
         threadpoolctl.threadpool_limits(1, user_api="blas")
-    return module
 
 
 @functools.cache
 def _set_up_process():
-    """Returns whether the libraries are to have one thread."""
+    """Returns whether a library is to have one thread."""
     single_thread = not any(name in os.environ for name in THREADS)
     _set_environment()
     _keep_freed_memory()
     _silence_libraries()
     return single_thread
+
+
+@functools.cache
+def _load(name):
+    _set_up_process()
+    try:
+        module = _load_paddle() if name == "paddle" else importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise SetupError(f"{name} is not installed: pip install {_PACKAGES[name]}") from error
+    set_up()  # also what it has brought with it
+    return module
 
 
 def _load_paddle():

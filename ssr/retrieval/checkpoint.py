@@ -11,6 +11,7 @@ import utils
 from ssr.errors import SetupError
 from ssr.kernels.frozen import FrozenModel
 from ssr.pickled import load_arrays
+from ssr.runtime import set_up
 from ssr.training.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def load_model(checkpoint):
 def load_frozen(checkpoint):
     """The FrozenModel of a Checkpoint, of which the caller knows that its file is that of its
     metadata (utils.checked_state, model_digest). Raises SetupError."""
+    set_up()
     path = _parameters_of(checkpoint)
     try:
         return FrozenModel(checkpoint.meta["model"], load_arrays(path))

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 
 from ssr.commands import run
 
+import ssr.service.app  # noqa: F401  what takes long to load, once for all processes
 from ssr.service.group import DOWN, WRITER, Group, Member
 from ssr.service.server import GRACE
 
@@ -33,7 +34,7 @@ class Workers:
     def __init__(self, count, has_writer, serve):
         """serve: called with the Member in each process, serves until it is told to end and returns
         the exit code"""
-        # Forked, from a process that has loaded neither Paddle nor an index.
+        # Forked, from a process that has loaded the modules and opened no index.
         self._context = multiprocessing.get_context("fork")
         self._group, self._serve = Group(count, has_writer), serve
         self._alive, self._dying = os.pipe()  # the read end is at its end when this process is
