@@ -54,9 +54,10 @@ def main(argv=None):
 
 
 def print_seconds(roots, index_dir, repeats):
-    print("| | s | least to most | MB |" + " s, the other | least to most | MB | times |"
-          * (len(roots) - 1) + "\n|---" + "|---" * (8 * len(roots) - 5 if len(roots) > 1 else 3)
-          + "|")
+    """The table of the commands: medians, the least and the most, and the largest peaks."""
+    other = [" s, the other | least to most | MB | times |"] * (len(roots) - 1)
+    head = "".join(["| | s | least to most | MB |", *other])
+    print(head + "\n" + "|---" * (head.count("|") - 1) + "|")
     for name, run in rows(index_dir):
         runs = [[run(root) for root in roots] for _ in range(1 + repeats)][1:]
         medians, cells = [], []
@@ -101,7 +102,7 @@ def finish(root, words, text="", **options):
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(words)} in {root} ended with the code {process.returncode}")
-    return seconds, usage.ru_maxrss * 1024
+    return seconds, common.peak_of(usage)
 
 
 def serve(root, words, **options):
@@ -117,7 +118,7 @@ def serve(root, words, **options):
     process.terminate()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return seconds, usage.ru_maxrss * 1024
+    return seconds, common.peak_of(usage)
 
 
 # --- what they load -------------------------------------------------------------------------------

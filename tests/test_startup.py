@@ -13,6 +13,7 @@ import pytest
 import retrieve
 from commandline import COMMANDS, ROOT, parser_of, subcommands
 from ssr.retrieval import Index
+from ssr.runtime import THREADS
 
 LOADED = "Paddle was loaded"
 
@@ -53,6 +54,15 @@ def test_who_needs_paddle_does_not_get_it_here(without_paddle, content_model, tm
     code, _, errors = run(without_paddle, "export.py", "--model_dir", str(content_model),
                           "--export_dir", str(tmp_path / "exported"))
     assert code == 3 and errors.endswith(LOADED)
+
+
+def test_who_has_no_paddle_is_told_how_to_get_it(without_paddle, content_model, tmp_path):
+    (tmp_path / "paddle.py").write_text("raise ModuleNotFoundError(name='paddle')\n")
+    code, _, errors = run({**without_paddle, "PYTHONPATH": str(tmp_path)}, "export.py",
+                          "--model_dir", str(content_model), "--export_dir", str(tmp_path / "x"))
+    *_, last = errors.splitlines()
+    assert code == 1 and "Traceback" not in errors
+    assert last.startswith("export.py: error: paddle is not installed: pip install ")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -100,8 +110,24 @@ def test_a_build_and_its_answers(without_paddle, content_model, sample, built, t
         assert index.query(["n0001", "n0007"], 60) == expected.query(["n0001", "n0007"], 60)
 
 
+@pytest.mark.parametrize("given", [None, "2"])
+def test_products_take_one_thread_unless_the_user_says_more(given, without_paddle, built):
+    env = {name: value for name, value in without_paddle.items() if name not in THREADS}
+    env.update({} if given is None else {"OPENBLAS_NUM_THREADS": given})
+    code, out, errors = run(env, "-c", f"""if True:
+        import numpy, threadpoolctl
+        from ssr.retrieval import Index
+        with Index.open({built!r}):
+            for pool in threadpoolctl.threadpool_info():
+                print(pool["user_api"], pool["num_threads"])""")
+    assert code == 0 and not errors
+    pools = [line.split() for line in out.splitlines()]
+    products = {int(threads) for api, threads in pools if api == "blas"}
+    assert products == {1} if given is None else max(products) == min(2, os.cpu_count())
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_service(workers, without_paddle, index_dir):
+def test_the_service(workers, without_paddle, index_dir, content_model, sample):
     process = subprocess.Popen([sys.executable, "serve.py", "--index_dir", index_dir, "--port", "0",
                                 "--workers", str(workers)], cwd=ROOT, env=without_paddle, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -111,10 +137,13 @@ def test_the_service(workers, without_paddle, index_dir):
                                       ("PUT", "/items/fresh", {"text": "economy, article 3"}),
                                       ("POST", "/recommend", {"session": ["n0001"], "k": 3})):
             assert ask(method, url + path, message)
+        # Another build of the same, which the server takes over.
+        assert retrieve.main([*build_flags(content_model, sample, index_dir), "--overwrite"]) == 0
+        assert ask("POST", url + "/reload", {})["model"]
     finally:
         process.terminate()
         _, errors = process.communicate()
-    assert process.returncode == 0 and not errors
+    assert process.returncode == 0 and "ERROR" not in errors and LOADED not in errors
 
 
 def ask(method, url, message):

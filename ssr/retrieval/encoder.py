@@ -33,6 +33,7 @@ from ssr.retrieval.checkpoint import load_frozen, load_model, max_len_of
 from ssr.training.content import NO_FILES, load_content
 
 ITEMS_AT_A_TIME = 1 << 14  # items are encoded in groups of this size
+BAGS_AT_A_TIME = 1 << 10  # the same of bags: the rows of the table that they take stay in the cache
 
 
 class Embedding(NamedTuple):
@@ -141,7 +142,7 @@ class Encoder:
         is made of nothing. bags: list of Bag"""
         vectors = [None] * len(bags)
         full = [place for place, bag in enumerate(bags) if bag]
-        for places in _chunks(full):
+        for places in _chunks(full, BAGS_AT_A_TIME):
             emb = self._embed_bags([bags[place] for place in places])
             for place, vector in zip(places, self.towers.encode_item(emb)):
                 vectors[place] = vector
@@ -150,7 +151,7 @@ class Encoder:
     def mean_length(self, bags):
         """The mean length of the embeddings of items: a float, 1.0 for no item. bags: list of Bag,
         none of them of nothing"""
-        return _mean_length(self._embed_bags(chunk) for chunk in _chunks(bags))
+        return _mean_length(self._embed_bags(chunk) for chunk in _chunks(bags, BAGS_AT_A_TIME))
 
     def with_stand_ins(self, bags):
         """The same Encoder, with stand-ins as long as items are on average. bags: of those that
@@ -293,10 +294,10 @@ def clicked_items(item_clicks, vocab_size=None):
     return np.pad(clicked, (0, (vocab_size or len(clicked)) - len(clicked)))
 
 
-def _chunks(items):
+def _chunks(items, size=ITEMS_AT_A_TIME):
     """Yields the items, any that can be sliced, so many at a time."""
-    for start in range(0, len(items), ITEMS_AT_A_TIME):
-        yield items[start:start + ITEMS_AT_A_TIME]
+    for start in range(0, len(items), size):
+        yield items[start:start + size]
 
 
 def _mean_length(chunks):
