@@ -72,7 +72,9 @@ def print_seconds(roots, index_dir, repeats):
 
 def rows(index_dir):
     """Yields (name, function from a checkout to seconds and peak of memory in bytes)."""
-    for name in ("train.py -h", "infer.py -h", "retrieve.py -h", "serve.py -h"):
+    for command in ("train", "infer", "preprocess", "retrieve", "serve", "evaluate_stream",
+                    "export", "cluster_train"):
+        name = f"{command}.py -h"
         yield name, lambda root, name=name: finish(root, name.split())
     for command, text in (("query --session n0001", ""), ("info", ""), ("remove n0001", ""),
                           ("add", "n0001\tan article\n"), ("click", "a\tn0002\n"), ("check", "")):

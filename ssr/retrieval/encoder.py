@@ -13,8 +13,9 @@ cannot be:
                                      of which costs more than the work in it, and an index is opened
                                      without Paddle being loaded
 
-An Encoder asks the last. The GRU itself is written once for the first and the last
-(ssr.kernels.packed). tests/test_encoder.py holds all three to the same vectors.
+An Encoder asks the last; the tables of all items that an IdEncoder has are made by the first, on
+whatever device that is. The GRU itself is written once for both (ssr.kernels.packed).
+tests/test_encoder.py holds all three to the same vectors.
 """
 
 from __future__ import annotations
