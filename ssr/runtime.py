@@ -52,10 +52,15 @@ def before_paddle(**variables):
             os.environ.setdefault(name, value)
 
 
+@functools.cache
 def set_up():
-    """Sets the process up for what computes in it, as it is before Paddle or faiss are loaded. For
-    those who compute in numpy alone."""
-    if _set_up_process():
+    """Sets the process up for computing, as it is before Paddle or faiss are loaded: for those who
+    compute in numpy alone."""
+    single_thread = not any(name in os.environ for name in THREADS)
+    _set_environment()
+    _keep_freed_memory()
+    _silence_libraries()
+    if single_thread:
         # The environment is too late for a numpy that was loaded before.
         import threadpoolctl
 
@@ -63,25 +68,14 @@ def set_up():
 
 
 @functools.cache
-def _set_up_process():
-    """Returns whether a library is to have one thread."""
-    single_thread = not any(name in os.environ for name in THREADS)
-    _set_environment()
-    _keep_freed_memory()
-    _silence_libraries()
-    return single_thread
-
-
-@functools.cache
 def _load(name):
-    _set_up_process()
+    set_up()
     try:
         module = _load_paddle() if name == "paddle" else importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
         raise SetupError(f"{name} is not installed: pip install {_PACKAGES[name]}") from error
-    set_up()  # also what it has brought with it
     return module
 
 

@@ -23,7 +23,7 @@ from ssr.service.server import GRACE
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 0.1  # seconds
+LOOK_EVERY, LOOK_AT_START = 0.1, 0.01  # seconds
 PATIENCE = GRACE + 30  # seconds that a process gets to end: clicks are written, a snapshot maybe
 LIVES, PAUSE = 10.0, 30.0  # seconds: one that lives shorter is started after a pause, up to this
 
@@ -88,7 +88,7 @@ class Workers:
     def _are_up(self, numbers):
         """Waits until they are. Returns False where one has ended before."""
         while not all(map(self._group.is_up, numbers)):
-            if wait([self._processes[number].sentinel for number in numbers], LOOK_EVERY):
+            if wait([self._processes[number].sentinel for number in numbers], LOOK_AT_START):
                 return False
         return True
 
