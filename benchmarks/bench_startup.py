@@ -160,7 +160,8 @@ def package_of(module):
     name = module.split(".")[0]
     if name == "ssr" or name in NAMES:
         return "the project"
-    return "Python's own" if name in sys.stdlib_module_names else name
+    of_python = getattr(sys, "stdlib_module_names", ())  # from Python 3.10 on
+    return "Python's own" if name in of_python else name
 
 
 if __name__ == "__main__":

@@ -154,6 +154,7 @@ def test_importing_the_package_does_nothing_to_the_process():
 
 @pytest.mark.parametrize("module", [
     "ssr.errors", "ssr.files", "ssr.commands", "ssr.news", "ssr.news.stream", "ssr.news.baselines",
-    "ssr.preparation", "ssr.preparation.text", "ssr.preparation.sample"])
+    "ssr.preparation", "ssr.preparation.text", "ssr.preparation.sample", "utils",
+    "ssr.retrieval.index", "ssr.retrieval.building", "ssr.retrieval.checking", "ssr.service.app"])
 def test_loads_no_paddle(module):
     run(f"import sys, {module}; assert 'paddle' not in sys.modules")
