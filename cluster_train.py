@@ -20,9 +20,6 @@ from ssr.commands import number, run, setup_logging
 
 from ssr.cluster.ending import end_with, leave
 from ssr.cluster.job import Job
-from ssr.cluster.program import parameter_server
-from ssr.cluster.server import run_server
-from ssr.cluster.trainer import Files, run_trainer
 from ssr.training import flags
 from ssr.training.loop import kpi_lines
 from ssr.training.settings import merge
@@ -93,6 +90,11 @@ class Progress:
 
 def serve_or_train(args):
     """Serves or trains in this process. Returns the exit code."""
+    # Here: help and wrong flags need no Paddle.
+    from ssr.cluster.program import parameter_server
+    from ssr.cluster.server import run_server
+    from ssr.cluster.trainer import Files, run_trainer
+
     settings = merge(args.given)
     job = Job(args.endpoints, args.coordinator, args.trainers, wait=args.wait)
     with parameter_server():

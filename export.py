@@ -17,9 +17,8 @@ from ssr.commands import Parser, number, run, setup_logging
 import utils
 from ssr.errors import SetupError
 from ssr.files import write_json
-from ssr.retrieval.checkpoint import choose_checkpoint
+from ssr.retrieval.checkpoint import choose_checkpoint, load_model, max_len_of
 from ssr.retrieval.encoder import Encoder
-from ssr.retrieval.export import TOLERANCE, compare, replacing, save_towers
 from ssr.runtime import paddle
 
 
@@ -40,10 +39,13 @@ def parse_args(argv=None):
 
 def export(args):
     """Writes the towers, and keeps them if they are the model's. Returns 0."""
+    # Here: help and wrong flags need no Paddle.
+    from ssr.retrieval.export import TOLERANCE, compare, replacing, save_towers
+
     utils.check_version()
     with replacing(args.export_dir, args.overwrite) as directory:
         checkpoint = choose_checkpoint(args.model_dir, args.epoch, args.best)
-        encoder = Encoder.load(checkpoint)
+        encoder = Encoder(load_model(checkpoint), max_len_of(checkpoint.meta))
         save_towers(encoder, directory)
         difference = compare(encoder, directory)
         if not difference <= TOLERANCE:  # nor if it is no number

@@ -33,9 +33,7 @@ from ssr.data_directory import (
     take_from_data_dir,
 )
 from ssr.errors import DataError, SetupError
-from ssr.evaluation import impressions
 from ssr.evaluation.queries import Task
-from ssr.evaluation.ranking import ModelRecommender
 from ssr.files import check_writable, write_atomically, write_text
 from ssr.impressions import read_impressions
 from ssr.retrieval.checkpoint import best_epoch
@@ -189,6 +187,8 @@ def load_encoder(args, epoch, meta):
 
 def infer_impressions(args):
     """Evaluates the epochs on --impressions. Returns 0."""
+    from ssr.evaluation import impressions  # here: help and wrong flags need no Paddle
+
     utils.check_version()
     utils.set_device(args.use_cuda)
     vocab_size = reader.get_vocab_size(args.vocab_path)
@@ -229,6 +229,8 @@ def read_names(path, vocab_size):
 
 def infer(args, file=None):
     """Evaluates the epochs. file: where the top items go, if anywhere. Returns 0."""
+    from ssr.evaluation.ranking import ModelRecommender  # here, as of impressions
+
     utils.check_version()
     utils.set_device(args.use_cuda)
     dataset = reader.construct_test_data(args.test_dir, args.vocab_path)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssr.architecture import RECENT_CLICKS, check_architecture
 from ssr.kernels import ragged
 from ssr.kernels.gru import gru_states
 from ssr.kernels.ragged import unit_rows
@@ -106,9 +107,6 @@ class VectorProjection(nn.Layer):
 
 # --- towers ---------------------------------------------------------------------------------------
 
-# How many of the last clicks a pooling adds the embeddings of, beside the mean of all.
-RECENT_CLICKS = {"max_last_clicks": 1, "max_recent_clicks": 5, "max_unit_clicks": 5}
-
 
 class Towers(nn.Layer):
     """The two towers of one member of an ensemble, over its columns of the table.
@@ -186,7 +184,14 @@ class SequenceSemanticRetrieval(nn.Layer):
                  pooling="max", item_encoder="fc", dropout=0.0, members=1, num_tokens=0,
                  item_vector_dim=0):
         super().__init__()
-        check_architecture(embedding_dim, hidden_size, user_encoder, pooling, item_encoder)
+        # The arguments again, as checkpoints have them.
+        self.sizes = dict(
+            vocab_size=vocab_size, embedding_dim=embedding_dim, hidden_size=hidden_size,
+            user_encoder=user_encoder, pooling=pooling, item_encoder=item_encoder, dropout=dropout,
+            members=members, num_tokens=num_tokens)
+        if item_vector_dim:  # without such vectors a checkpoint is as it always was
+            self.sizes["item_vector_dim"] = item_vector_dim
+        check_architecture(self.sizes)
         self.vocab_size = vocab_size
         self.num_tokens = num_tokens
         self.item_vector_dim = item_vector_dim
@@ -283,23 +288,6 @@ class SequenceSemanticRetrieval(nn.Layer):
         if len(vectors) == 1:
             return vectors[0]
         return paddle.concat(vectors, axis=1) * (1 / np.sqrt(len(vectors)))
-
-
-def check_architecture(embedding_dim, hidden_size, user_encoder, pooling, item_encoder):
-    """Raises ValueError where the arguments of SequenceSemanticRetrieval do not go together."""
-    for name, value, choices in (("user_encoder", user_encoder, ("gru", "bow")),
-                                 ("pooling", pooling, ("max", "max_last", *RECENT_CLICKS)),
-                                 ("item_encoder", item_encoder, ("fc", "tied"))):
-        if value not in choices:
-            raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
-    if user_encoder == "bow" and pooling != "max":
-        raise ValueError(f"the pooling {pooling!r} is one of a GRU's states; user_encoder is 'bow'")
-    if embedding_dim != hidden_size:
-        for name, value, needs_equal in (("item_encoder", item_encoder, ("tied",)),
-                                         ("pooling", pooling, RECENT_CLICKS)):
-            if value in needs_equal:
-                raise ValueError(f"{name} {value} needs an embedding_dim equal to hidden_size, not "
-                                 f"{embedding_dim} and {hidden_size}")
 
 
 # --- the loss -------------------------------------------------------------------------------------

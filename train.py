@@ -28,11 +28,9 @@ from ssr.commands import be_quiet, run, setup_logging
 import numpy as np
 
 import utils
-from nets import check_architecture
+from ssr.architecture import check_architecture
 from ssr.errors import SetupError
-from ssr.evaluation import ranking
 from ssr.evaluation.queries import make_queries
-from ssr.evaluation.repeats import fit_repeats
 from ssr.kernels.exchange import GradientExchange, connect
 from ssr.kernels.processes import rank_and_size, start_workers, was_started
 from ssr.retrieval.encoder import IdEncoder
@@ -164,6 +162,9 @@ def make_examination(run):
     """What Record asks after each epoch, as a function of the model: fits its RepeatScore to the
     sessions held out, beginning with that of the epoch before, and predicts the last clicks of the
     validation sessions, or all but the first."""
+    from ssr.evaluation import ranking  # here: help and wrong flags need no Paddle
+    from ssr.evaluation.repeats import fit_repeats
+
     repeats = RepeatScore.of_meta(run.source.meta) if run.source else None
 
     def examine(model):
@@ -251,8 +252,7 @@ def parse_args(argv=None):
     if not (args.resume or args.init_from):  # with these a checkpoint has a say, see prepare
         try:
             settings = merge({**args.from_data_dir, **args.given}, args.num_devices)
-            check_architecture(**{name: getattr(settings, name) for name in (
-                "embedding_dim", "hidden_size", "user_encoder", "pooling", "item_encoder")})
+            check_architecture(settings.architecture())
         except (SetupError, ValueError) as error:
             parser.error(str(error))
     return args

@@ -12,6 +12,7 @@ import re
 
 import numpy as np
 
+from ssr.architecture import check_architecture
 from ssr.errors import SetupError
 from ssr.files import file_digest, write_atomically, write_json
 from ssr.pickled import load_arrays
@@ -153,6 +154,7 @@ def _check_meta(meta):
         kind, is_right = {**_MODEL, **_OPTIONAL}[name]
         if not isinstance(value, kind) or isinstance(value, bool) or not is_right(value):
             raise ValueError(f"{name} is {value!r:.40}")
+    check_architecture(meta["model"])
     if not set(meta["bytes"]) <= {".pdparams", ".pdopt"} or ".pdparams" not in meta["bytes"]:
         raise ValueError("it names no .pdparams")
     best = meta.get("best")
@@ -190,14 +192,20 @@ def check_vocab_size(meta, vocab_size):
                          "that it was trained with")
 
 
-def load_state(model_dir, epoch, suffix):
-    """The state dict in epoch_N + suffix (".pdparams" or ".pdopt"), {name: tensor}. Raises
-    SetupError, also where it is not the file that belongs to the epoch's metadata."""
+def checked_state(model_dir, epoch, suffix):
+    """The path of epoch_N + suffix (".pdparams" or ".pdopt"). Raises SetupError where that is not
+    the file that belongs to the epoch's metadata."""
     path = os.path.join(model_dir, f"epoch_{epoch}{suffix}")
     digest = load_meta(model_dir, epoch).get("digests", {}).get(suffix)
     if digest is not None and file_digest(path) != digest:
         raise SetupError(f"the checkpoint {path} is damaged, or that of another epoch: it is not "
                          f"the file that epoch_{epoch}.json was written with")
+    return path
+
+
+def load_state(model_dir, epoch, suffix):
+    """The state dict in epoch_N + suffix, {name: tensor}. Raises SetupError, as checked_state."""
+    path = checked_state(model_dir, epoch, suffix)
     return {name: paddle.to_tensor(array) for name, array in load_arrays(path).items()}
 
 

@@ -35,8 +35,12 @@ def run_script(script, *flags):
         if process.returncode:
             errors.seek(0)
             raise SystemExit(f"{script} failed:\n{errors.read()}")
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return out, time.time() - begin, peak
+    return out, time.time() - begin, peak_of(usage)
+
+
+def peak_of(usage):
+    """The peak of memory in bytes. usage: of os.wait4"""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def parser_and_flags(doc, argv=None):

@@ -1,31 +1,46 @@
-"""Paddle, loaded the way this package needs it.
+"""Paddle and faiss, loaded the way this package needs them, when something of them is first used.
 
     from ssr.runtime import paddle
 
-is how every module gets Paddle; none imports it by itself. The first one to ask makes it so that
-the process is set up before Paddle is loaded, whatever was imported earlier and in which order.
-Importing this module alone does nothing.
+is how every module gets Paddle; none imports it by itself. Who uses it first makes it so that the
+process is set up before Paddle is loaded, whatever was imported earlier and in which order.
+Importing this module alone does nothing, and neither does importing a name from it: a query to an
+index loads no Paddle, help loads nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import importlib
 import logging
 import os
 import signal
 import sys
+import threading
+import types
 import warnings
 import zlib  # noqa: F401  before Paddle: libpaddle 2.6.2 shadows zlib's symbols and breaks gzip
 
+from ssr.errors import SetupError
+
+_PACKAGES = {"paddle": "-r requirements-cpu.txt, for a GPU requirements.txt",
+             "faiss": "-r requirements-cpu.txt"}
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
+_loading = threading.RLock()
 
-def __getattr__(name):
-    if name != "paddle":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if "paddle" not in globals():
-        globals()["paddle"] = _load_paddle()
-    return globals()["paddle"]
+
+class Library(types.ModuleType):
+    """A library that is loaded when something of it is first used, by any thread."""
+
+    def __getattr__(self, name):
+        with _loading:
+            module = _load(self.__name__)
+        return getattr(module, name)
+
+
+paddle, faiss = Library("paddle"), Library("faiss")
 
 
 def before_paddle(**variables):
@@ -37,11 +52,34 @@ def before_paddle(**variables):
             os.environ.setdefault(name, value)
 
 
-def _load_paddle():
+@functools.cache
+def set_up():
+    """Sets the process up for computing, as it is before Paddle or faiss are loaded: for those who
+    compute in numpy alone."""
     single_thread = not any(name in os.environ for name in THREADS)
     _set_environment()
     _keep_freed_memory()
     _silence_libraries()
+    if single_thread:
+        # The environment is too late for a numpy that was loaded before.
+        import threadpoolctl
+
+        threadpoolctl.threadpool_limits(1, user_api="blas")
+
+
+@functools.cache
+def _load(name):
+    set_up()
+    try:
+        module = _load_paddle() if name == "paddle" else importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise SetupError(f"{name} is not installed: pip install {_PACKAGES[name]}") from error
+    return module
+
+
+def _load_paddle():
     # Paddle tells of a Ctrl-C while it is loaded as of a broken installation: it comes afterwards.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     root = logging.getLogger()
@@ -54,12 +92,6 @@ def _load_paddle():
         # Paddle sets up the root logger, and from then on everybody's lines would be printed.
         root.setLevel(level)
         root.handlers[:] = handlers
-
-    if single_thread:
-        # The environment is too late for a numpy that was loaded before.
-        import threadpoolctl
-
-        threadpoolctl.threadpool_limits(1, user_api="blas")
     # Paddle's handler of TERM prints a stack trace, in which a process can hang instead of ending.
     paddle.disable_signal_handler()
     return paddle

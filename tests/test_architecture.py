@@ -13,7 +13,7 @@ COMMANDS = {"train", "infer", "preprocess", "retrieve", "serve", "evaluate_strea
             "cluster_train", "plot_metrics"}
 CORE = {"nets", "reader", "utils"}
 FOUNDATIONS = {"ssr", "ssr.errors", "ssr.files", "ssr.commands", "ssr.pickled", "ssr.progress",
-               "ssr.data_directory", "ssr.own_modules", "ssr.impressions"}
+               "ssr.data_directory", "ssr.own_modules", "ssr.impressions", "ssr.architecture"}
 # Commands that the API is made of: what they do with their flags is what it does with its own.
 COMMANDS_OF_API = {"train", "preprocess"}
 
@@ -154,6 +154,7 @@ def test_importing_the_package_does_nothing_to_the_process():
 
 @pytest.mark.parametrize("module", [
     "ssr.errors", "ssr.files", "ssr.commands", "ssr.news", "ssr.news.stream", "ssr.news.baselines",
-    "ssr.preparation", "ssr.preparation.text", "ssr.preparation.sample"])
+    "ssr.preparation", "ssr.preparation.text", "ssr.preparation.sample", "utils",
+    "ssr.retrieval.index", "ssr.retrieval.building", "ssr.retrieval.checking", "ssr.service.app"])
 def test_loads_no_paddle(module):
     run(f"import sys, {module}; assert 'paddle' not in sys.modules")

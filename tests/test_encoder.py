@@ -17,14 +17,16 @@ from ssr.errors import SetupError
 from ssr.evaluation import ranking
 from ssr.evaluation.queries import make_queries
 from ssr.kernels import static
+from ssr.kernels.frozen import FrozenModel
 from ssr.news import AGE, Scoring
 from ssr.news.replay import SLICE, StreamMethod, replay
 from ssr.news.timeline import Timeline
+from ssr.pickled import load_arrays
 from ssr.preparation.text import read_items
 from ssr.retrieval import Click, Index, export
 from ssr.retrieval.building import ItemFiles, build_index
-from ssr.retrieval.checkpoint import choose_checkpoint, load_model, model_digest
-from ssr.retrieval.encoder import Bag, Embedding, Encoder, FrozenUsers, IdEncoder
+from ssr.retrieval.checkpoint import choose_checkpoint, load_frozen, load_model, model_digest
+from ssr.retrieval.encoder import Bag, Embedding, Encoder, IdEncoder
 from ssr.runtime import paddle
 from ssr.training.content import ContentFiles
 
@@ -173,7 +175,7 @@ def test_exported_towers_have_the_models_vectors(trained):
     bags = [known[name].bag for name in trained.names[:60]]
     sessions = [[item for item in session if bags[item]] for session in trained.sessions()]
     sessions = [session for session in sessions if session]
-    export.save_towers(Encoder.load(trained.checkpoint), "exported")
+    export.save_towers(encoder, "exported")
     tokens = max(len(bag.rows) for bag in bags)
     clicks = [export.pad_sessions([[bags[item].rows for item in session] for session in sessions],
                                   tokens)]
@@ -206,19 +208,61 @@ def test_evaluation_has_the_models_vectors(trained, positions, monkeypatch):
     {"hidden_size": 6, "pooling": "max_last_clicks", "item_encoder": "tied", "members": 3},
     {"hidden_size": 6, "pooling": "max_recent_clicks", "item_encoder": "tied"},
     {"hidden_size": 6, "pooling": "max_unit_clicks", "item_encoder": "tied", "members": 2}])
-def test_the_forms_of_the_user_tower_are_one_function(parts):
+def test_the_forms_of_the_towers_are_one_function(parts):
     paddle.seed(1)
     model = nets.SequenceSemanticRetrieval(30, 6, **{"hidden_size": 5, **parts})
     for parameter in model.parameters():
         parameter.set_value(paddle.randn(parameter.shape))
     clicks, lengths = np.arange(9), np.array([3, 1, 5])
     expected = model.user(clicks, lengths).numpy()
-    np.testing.assert_allclose(FrozenUsers(model)(model.embed(clicks).numpy(), lengths), expected,
+    frozen, emb = FrozenModel.of(model), model.embed(clicks)
+    np.testing.assert_allclose(frozen.encode_user(emb.numpy(), lengths), expected, atol=1e-6)
+    np.testing.assert_allclose(frozen.encode_item(emb.numpy()), model.encode_item(emb).numpy(),
                                atol=1e-6)
     rows = export.pad_sessions([[np.array([click]) for click in session]
                                 for session in np.split(clicks, [3, 4])], 1)
     np.testing.assert_allclose(static.user_vectors(model, paddle.to_tensor(rows)).numpy(),
                                expected, atol=1e-6)
+
+
+def test_a_checkpoint_has_the_towers_without_its_model(trained):
+    """The arrays of the file are all that the towers of numpy are made of."""
+    model, frozen = trained.encoder.model, load_frozen(trained.checkpoint)
+    assert frozen.sizes == model.sizes == trained.checkpoint.meta["model"]
+    np.testing.assert_array_equal(frozen.item_clicks, model.item_clicks.numpy())
+    np.testing.assert_array_equal(frozen.table, model.embedding.weight.numpy())
+    emb = frozen.table[:9]
+    np.testing.assert_allclose(frozen.encode_item(emb),
+                               model.encode_item(paddle.to_tensor(emb)).numpy(), atol=1e-6)
+    if model.item_vector_dim:
+        expected = model.item_projection(paddle.to_tensor(trained.pretrained)).numpy()
+        np.testing.assert_allclose(frozen.item_projection(trained.pretrained), expected, atol=1e-6)
+        assert not expected[NEW].any()
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda state: state.pop("members.0.user_fc.bias"), "it lacks members.0.user_fc.bias"),
+    (lambda state: state.pop("item_clicks"), "it lacks item_clicks"),
+    (lambda state: state.update(more=np.zeros(3, np.float32)),
+     "it holds more, which the model has not"),
+    (lambda state: state.update({"embedding.weight": np.zeros([3, 8], np.float32)}),
+     "embedding.weight is [3, 8] and not [30, 6]")])
+def test_a_file_of_another_model(change, words, tmp_path):
+    """The same is said of it whoever reads it."""
+    model, directory = small_model(), str(tmp_path)
+    utils.save_checkpoint(directory, 1, model, {}, {"model": model.sizes, "run": {}})
+    state = load_arrays(f"{directory}/epoch_1.pdparams")
+    change(state)
+    paddle.save(state, f"{directory}/epoch_1.pdparams")
+    meta = json.loads((tmp_path / "epoch_1.json").read_text())
+    meta["bytes"][".pdparams"] = os.path.getsize(f"{directory}/epoch_1.pdparams")
+    del meta["digests"]
+    (tmp_path / "epoch_1.json").write_text(json.dumps(meta))
+    for load in (load_frozen, load_model):
+        with pytest.raises(SetupError) as error:
+            load(choose_checkpoint(directory))
+        assert str(error.value) == (f"{directory}/epoch_1.pdparams is not of the model that the "
+                                    f".json beside it describes: {words}")
 
 
 def test_a_loaded_model_makes_no_gradients_in_any_thread(trained):

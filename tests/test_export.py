@@ -36,7 +36,7 @@ def test_any_architecture(parts, num_tokens, max_len, tmp_path):
     # It does notice another model.
     model.embedding.weight.set_value(model.embedding.weight + 0.1 * paddle.randn([
         20 + num_tokens, model.embedding.weight.shape[1]]))
-    assert towers.compare(encoder, str(tmp_path)) > 100 * towers.TOLERANCE
+    assert towers.compare(Encoder(model, max_len), str(tmp_path)) > 100 * towers.TOLERANCE
 
 
 @pytest.mark.parametrize("max_len", [1, 7, 40])
@@ -92,7 +92,7 @@ def test_command(trained, capsys):
 def test_what_was_there_stays_when_it_fails(trained, capsys, monkeypatch):
     assert export.main([]) == 0
     before = os.stat("exported").st_ino
-    monkeypatch.setattr(export, "compare", lambda *_: float("nan"))
+    monkeypatch.setattr(towers, "compare", lambda *_: float("nan"))
     for argv, words in ((["--overwrite"], "differ from the model by nan"),
                         (["--export_dir", "other"], "differ from the model"),
                         (["--export_dir", "x", "--epoch", "7"], "epoch_7 is incomplete"),

@@ -88,8 +88,8 @@ class Catalogue:
             vectors = vectors.with_others(
                 {self.numbers[raw]: self.added_vectors.get(raw, nothing) for raw in self.added},
                 size)
-        content = ItemContent(clicked_items(self._model, size), tokens, vectors=vectors,
-                              token_row=self._model.vocab_size)
+        clicked = clicked_items(self._model.item_clicks.numpy(), size)
+        content = ItemContent(clicked, tokens, vectors=vectors, token_row=self._model.vocab_size)
         return IdEncoder(self._model, content, size, **self._settings)
 
     def vectors_of(self, ids):

@@ -23,15 +23,13 @@ import numpy as np
 from ssr.kernels.processes import LOCAL, STOP_SECONDS, rank_and_size
 from ssr.runtime import paddle
 
-dist = paddle.distributed
-
 
 def connect(use_cuda):
     """Joins the other ranks and returns the group of all. Waits until they are there."""
     if LOCAL in os.environ:
         return SharedMemoryGroup(*map(int, os.environ[LOCAL].split(",")))
     os.environ.setdefault("PADDLE_DISTRI_BACKEND", "nccl" if use_cuda else "gloo")
-    dist.init_parallel_env()
+    paddle.distributed.init_parallel_env()
     return PaddleGroup()
 
 
@@ -41,8 +39,8 @@ class PaddleGroup:
     def mean(self, parts):
         """The mean over all ranks of each of some tensors, which have the same shapes on all."""
         buffer = paddle.concat([paddle.flatten(part) for part in parts])
-        dist.all_reduce(buffer)
-        buffer *= 1.0 / dist.get_world_size()
+        paddle.distributed.all_reduce(buffer)
+        buffer *= 1.0 / paddle.distributed.get_world_size()
         means = paddle.split(buffer, [int(np.prod(part.shape)) for part in parts])
         return [paddle.reshape(mean, part.shape) for mean, part in zip(means, parts)]
 
@@ -50,7 +48,7 @@ class PaddleGroup:
         """Rank 0 reports an event, all others wait for it. Through the store: in a collective they
         would be given up for lost after half a minute, and saving a large table takes longer."""
         store = paddle.base.core.create_or_get_global_tcp_store()
-        if dist.get_rank() == 0:
+        if paddle.distributed.get_rank() == 0:
             store.set(event, b"1")
         else:
             store.wait(event)

@@ -53,7 +53,7 @@ def build_index(path, checkpoint, files, overwrite=False, settings=DEFAULT_SEARC
             copy_vocabulary(files.tokens, directory)
         details = describe(checkpoint, directory)
         encoder, _ = load_encoder(directory, details)
-        clicked = clicked_items(encoder.model)
+        clicked = clicked_items(encoder.towers.item_clicks)
         content = load_content(_content_files(files, checkpoint.meta), clicked,
                                checkpoint.meta["model"]) or ItemContent(clicked)
         bags = encoder.bags(content)

@@ -1,4 +1,5 @@
-"""A checkpoint that is to be asked: which one, its model, and what tells it from any other."""
+"""A checkpoint that is to be asked: which one, its model, of Paddle or of numpy, and what tells it
+from any other."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ import logging
 import os
 
 import utils
-from nets import SequenceSemanticRetrieval
 from ssr.errors import SetupError
+from ssr.kernels.frozen import FrozenModel
+from ssr.pickled import load_arrays
 from ssr.retrieval.repeats import RepeatScore
+from ssr.runtime import set_up
 from ssr.training.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -55,12 +58,26 @@ def best_epoch_of(meta):
 def load_model(checkpoint):
     """The model of a Checkpoint, in evaluation mode and without gradients, in every thread. Raises
     SetupError."""
+    from nets import SequenceSemanticRetrieval  # here: an index is opened without Paddle
+
     model = SequenceSemanticRetrieval(**checkpoint.meta["model"])
     utils.load_parameters(model, checkpoint.model_dir, checkpoint.epoch)
     for parameter in model.parameters():
         parameter.stop_gradient = True
     model.eval()
     return model
+
+
+def load_frozen(checkpoint):
+    """The FrozenModel of a Checkpoint, of which the caller knows that its file is that of its
+    metadata (utils.checked_state, model_digest). Raises SetupError."""
+    set_up()
+    path = _parameters_of(checkpoint)
+    try:
+        return FrozenModel(checkpoint.meta["model"], load_arrays(path))
+    except ValueError as error:
+        raise SetupError(f"{path} is not of the model that the .json beside it describes: {error}"
+                         ) from error
 
 
 def max_len_of(meta):
@@ -80,5 +97,9 @@ def session_settings(meta):
 
 def model_digest(checkpoint):
     """The SHA-256 of a Checkpoint's sizes and parameters, 64 hexadecimal digits."""
-    path = os.path.join(checkpoint.model_dir, f"epoch_{checkpoint.epoch}.pdparams")
-    return utils.file_digest(path, json.dumps(checkpoint.meta["model"], sort_keys=True).encode())
+    return utils.file_digest(_parameters_of(checkpoint),
+                             json.dumps(checkpoint.meta["model"], sort_keys=True).encode())
+
+
+def _parameters_of(checkpoint):
+    return os.path.join(checkpoint.model_dir, f"epoch_{checkpoint.epoch}.pdparams")

@@ -86,7 +86,7 @@ def newest_clicks(max_len, rows, vectors=None):
 
 
 def save_towers(encoder, directory):
-    """Writes user.* and item.* to a directory. encoder: Encoder"""
+    """Writes user.* and item.* to a directory. encoder: Encoder of a SequenceSemanticRetrieval"""
     for name, tower, dims in (("user", UserTower(encoder.model, encoder.max_len), 3),
                               ("item", ItemTower(encoder.model), 2)):
         inputs = [paddle.static.InputSpec([None] * dims, "int64", "rows")]

@@ -70,7 +70,7 @@ def add_engine(parser):
 
 def engine_of(args):
     """The engines.Milvus that --engine, --uri and --collection name, None for faiss."""
-    from ssr.retrieval.engines import Milvus  # here: help and wrong flags need no faiss
+    from ssr.retrieval.engines import Milvus  # here: help and wrong flags need none of it
 
     if args.engine == "milvus":
         if not args.uri:
@@ -100,7 +100,7 @@ def live_flags(args):
 
 def open_index(args, writable=False):
     """The Index that --index_dir and the flags of add_live name. Raises UserError."""
-    from ssr.retrieval.index import Index  # here: help and wrong flags need no Paddle
+    from ssr.retrieval.index import Index  # here: help and wrong flags need none of it
 
     return Index.open(args.index_dir, writable, **live_flags(args))
 

@@ -66,7 +66,7 @@ class Index:
                 os.path.join(store.directory, live_snapshot.FILE))
             self._live.set_withdrawn(removed)
         self._queries = Queries(store, self._live, self.scoring,
-                                encoder.model.item_clicks.numpy(), clock)
+                                encoder.towers.item_clicks, clock)
 
     @classmethod
     def open(cls, path, writable=False, scoring=None, candidate_age=None, clock=time.time,
@@ -149,7 +149,7 @@ class Index:
     @property
     def takes_fresh(self):
         """Whether the model has content, so that items can be added which it never saw."""
-        return self._vocabulary is not None or bool(self._encoder.model.item_vector_dim)
+        return self._vocabulary is not None or bool(self._encoder.towers.item_vector_dim)
 
     @property
     def details(self):
@@ -384,4 +384,4 @@ def _clicked_bags(store, encoder):
     """The bags of the items that were clicked in training, for an index that was built before it
     stored how long a stand-in is."""
     return [item.bag for items in store.items.scan() for item in items
-            if len(item.bag.rows) and item.bag.rows[0] < encoder.model.vocab_size]
+            if len(item.bag.rows) and item.bag.rows[0] < encoder.towers.vocab_size]

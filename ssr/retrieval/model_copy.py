@@ -14,7 +14,7 @@ import utils
 from ssr.errors import StoreError
 from ssr.preparation import text
 from ssr.retrieval.builds import REMEDY
-from ssr.retrieval.checkpoint import model_digest
+from ssr.retrieval.checkpoint import load_frozen, max_len_of, model_digest
 from ssr.retrieval.encoder import Encoder
 from ssr.training.checkpoints import Checkpoint
 
@@ -22,7 +22,8 @@ MODEL_DIR = "model"
 
 
 def copy_model(checkpoint, directory):
-    """Copies of a Checkpoint what it takes to ask the model."""
+    """Copies of a Checkpoint what it takes to ask the model. Raises SetupError where it is damaged.
+    """
     target = os.path.join(directory, MODEL_DIR)
     os.makedirs(target)
     name = f"epoch_{checkpoint.epoch}"
@@ -33,6 +34,7 @@ def copy_model(checkpoint, directory):
              if key in meta}
     with open(os.path.join(target, name + ".json"), "w", encoding="utf-8") as f:
         json.dump({**meta, **sizes}, f, indent=1, sort_keys=True)
+    utils.checked_state(target, checkpoint.epoch, ".pdparams")
 
 
 def copy_vocabulary(tokens_path, directory):
@@ -75,7 +77,8 @@ def load_encoder(directory, details):
     vocabulary = None
     if checkpoint.meta["model"]["num_tokens"]:
         vocabulary = text.TokenVocabulary.load(os.path.join(directory, text.TOKENS_FILE))
-    return Encoder.load(checkpoint, details.get("stand_in_length")), vocabulary
+    return Encoder(load_frozen(checkpoint), max_len_of(checkpoint.meta),
+                   details.get("stand_in_length")), vocabulary
 
 
 def _copy_in(directory, epoch):

@@ -9,11 +9,11 @@ import secrets
 import zlib
 from typing import NamedTuple, Optional
 
-import faiss
 import numpy as np
 
 from ssr.errors import StoreError
 from ssr.retrieval.builds import sync
+from ssr.runtime import faiss
 
 RECALL_AT = 20
 RECALL = 0.985  # what an approximate search is tuned to

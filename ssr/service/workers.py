@@ -17,12 +17,13 @@ from multiprocessing.connection import wait
 
 from ssr.commands import run
 
+import ssr.service.app  # noqa: F401  what takes long to load, once for all processes
 from ssr.service.group import DOWN, WRITER, Group, Member
 from ssr.service.server import GRACE
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 0.1  # seconds
+LOOK_EVERY, LOOK_AT_START = 0.1, 0.01  # seconds
 PATIENCE = GRACE + 30  # seconds that a process gets to end: clicks are written, a snapshot maybe
 LIVES, PAUSE = 10.0, 30.0  # seconds: one that lives shorter is started after a pause, up to this
 
@@ -33,7 +34,7 @@ class Workers:
     def __init__(self, count, has_writer, serve):
         """serve: called with the Member in each process, serves until it is told to end and returns
         the exit code"""
-        # Forked, from a process that has loaded neither Paddle nor an index.
+        # Forked, from a process that has loaded the modules and opened no index.
         self._context = multiprocessing.get_context("fork")
         self._group, self._serve = Group(count, has_writer), serve
         self._alive, self._dying = os.pipe()  # the read end is at its end when this process is
@@ -87,7 +88,7 @@ class Workers:
     def _are_up(self, numbers):
         """Waits until they are. Returns False where one has ended before."""
         while not all(map(self._group.is_up, numbers)):
-            if wait([self._processes[number].sentinel for number in numbers], LOOK_EVERY):
+            if wait([self._processes[number].sentinel for number in numbers], LOOK_AT_START):
                 return False
         return True
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 
-from nets import PairwiseHingeLoss, SequenceSemanticRetrieval
 from reader import UniformNegatives
 from ssr.errors import SetupError
 from ssr.runtime import paddle
-from ssr.training.losses import SampledSoftmaxLoss
 from ssr.training.negatives import PopularityNegatives, SharedNegatives
 
 
@@ -19,6 +17,8 @@ def build(settings, clicks, content=None):
     content: ssr.training.content.ItemContent, None where an item is its own id
     Raises SetupError where the machine has no room for them.
     """
+    from nets import SequenceSemanticRetrieval  # here: help and wrong flags need no Paddle
+
     num_tokens, vector_dim = (content.num_tokens, content.vector_dim) if content else (0, 0)
     check_memory(settings, len(clicks) + num_tokens)
     paddle.seed(settings.seed)
@@ -51,6 +51,9 @@ def check_memory(settings, rows):
 
 def build_objective(settings, dataset, content=None):
     """(loss, negatives) for the sessions to train on, a reader.YoochooseDataset."""
+    from nets import PairwiseHingeLoss
+    from ssr.training.losses import SampledSoftmaxLoss
+
     if settings.loss == "softmax":
         return SampledSoftmaxLoss(settings.scale), SharedNegatives(
             dataset, settings.num_negatives, settings.neg_alpha)

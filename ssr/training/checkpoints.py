@@ -43,10 +43,7 @@ def save(model_dir, settings, model, optimizer_state, epoch, metrics, best=None,
     fitted: {name: value} of what belongs to the model beside its parameters
     run: what else decided the outcome
     """
-    sizes = {"vocab_size": model.vocab_size, "num_tokens": model.num_tokens}
-    if model.item_vector_dim:  # without such vectors a checkpoint is as it always was
-        sizes["item_vector_dim"] = model.item_vector_dim
-    meta = {"model": {**sizes, **settings.architecture()},
+    meta = {"model": model.sizes,
             "run": {**settings.to_meta(), **run},
             "metrics": metrics, "best": best, "data": data, "paddle": paddle.__version__,
             **(fitted or {})}

@@ -165,7 +165,7 @@ def _refuse_other(given, saved, fixed):
 
 def _check_given(given, settings):
     """Raises SetupError for a flag that would have no effect, and for settings that do not go
-    together. Of the architecture the model says what does not (nets.check_architecture)."""
+    together. Of the architecture the model says what does not (ssr.architecture)."""
     if settings.loss == "hinge" and not settings.num_negatives:
         raise SetupError("--loss hinge needs --num_negatives 1 or more")
     if "id_dropout" in given and not (settings.item_tokens or settings.item_vectors):
