@@ -8,7 +8,8 @@ import pytest
 
 import nets
 import reader
-from ssr.kernels.gru import gru_states, padded_gru, time_major
+from ssr.kernels.gru import gru_states, padded_gru
+from ssr.kernels.packed import time_major
 from ssr.kernels.ragged import recent_rows
 from ssr.training.content import Bags
 from ssr.training.losses import SampledSoftmaxLoss, own_session

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssr.kernels.memory import as_array, new_tensor
+from ssr.kernels.packed import packed_gru
+from ssr.kernels.ragged import on_cpu
 from ssr.runtime import paddle
 
 PyLayer = paddle.autograd.PyLayer
@@ -21,7 +24,7 @@ def gru_states(gru, emb, lengths):
     lengths: numpy <int64>[batch], each at least 1
     returns <float32>[clicks, hidden] twice, in the order of emb
     """
-    if emb.place.is_cpu_place():
+    if on_cpu(emb):
         return PackedGRU.apply(emb, gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0,
                                gru.bias_hh_l0, lengths)
     return padded_gru(gru, emb, lengths)
@@ -38,70 +41,6 @@ def padded_gru(gru, emb, lengths):
     top, _ = paddle.cummax(states, axis=1)
     valid = paddle.to_tensor(np.flatnonzero(np.arange(time) < lengths[:, None]))
     return tuple(paddle.gather(t.reshape([batch * time, -1]), valid) for t in (states, top))
-
-
-def time_major(lengths):
-    """Where the rows of sequences that lie end to end go when step t of all of them comes first.
-
-    Sequences are taken longest first, so that those which still run at step t are the first
-    sizes[t] ones: a step is computed on a contiguous block, and none on padding.
-
-    lengths: <int64>[batch], each at least 1
-    returns rows: <int64>[clicks], the row to take for each place of the new order;
-    sizes: list of ints, how many sequences are longer than t
-    """
-    longest_first = np.argsort(-lengths, kind="stable")
-    sizes = len(lengths) - np.cumsum(np.bincount(lengths))[:-1]
-    starts = (np.cumsum(lengths) - lengths)[longest_first]
-    step = np.repeat(np.arange(len(sizes)), sizes)
-    slot = np.arange(len(step)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return starts[slot] + step, sizes.tolist()
-
-
-def packed_gru(x, w_ih, w_hh_t, b_ih, b_hh, lengths):
-    """The forward pass of PackedGRU, and what its gradients need.
-
-    x: <float32>[clicks, dim], w_ih: [3 hidden, dim], w_hh_t: [hidden, 3 hidden], b_ih, b_hh:
-    [3 hidden], all of numpy; lengths: <int64>[batch]
-    returns the state after each click and the maximum of the states of its sequence up to it,
-    numpy <float32>[clicks, hidden] each, in the order of x; then the intermediate values
-    """
-    rows, sizes = time_major(lengths)
-    hidden = len(w_hh_t)
-    x = x[rows]
-    gates = x @ w_ih.T
-    gates += b_ih
-    gates[:, :2 * hidden] += b_hh[:2 * hidden]
-    candidate = gates[:, 2 * hidden:]  # becomes c in place
-    gates = gates[:, :2 * hidden]  # becomes r, z in place
-    recurrent = np.empty_like(candidate)  # h W_hc + b_hc
-    before = np.zeros_like(candidate)  # h of the step before
-    state = np.empty_like(candidate)
-    top = np.empty_like(candidate)
-    start, previous = 0, None
-    for n in sizes:
-        now = slice(start, start + n)
-        rz, c, h = gates[now], candidate[now], before[now]
-        if previous is None:
-            recurrent[now] = b_hh[2 * hidden:]
-        else:
-            h[:] = state[previous:previous + n]
-            product = h @ w_hh_t
-            rz += product[:, :2 * hidden]
-            np.add(product[:, 2 * hidden:], b_hh[2 * hidden:], out=recurrent[now])
-        _sigmoid(rz)
-        c += rz[:, :hidden] * recurrent[now]
-        np.tanh(c, out=c)
-        new = np.subtract(h, c, out=state[now])
-        new *= rz[:, hidden:]
-        new += c
-        if previous is None:
-            top[now] = new
-        else:
-            np.maximum(new, top[previous:previous + n], out=top[now])
-        start, previous = start + n, start
-    return (_scatter(state, rows), _scatter(top, rows),
-            (x, gates, candidate, recurrent, before, state, top, rows, sizes))
 
 
 class PackedGRU(PyLayer):
@@ -123,7 +62,7 @@ class PackedGRU(PyLayer):
         b_ih, b_hh: [3 hidden] (reset, update, candidate), lengths: numpy <int64>[batch]
         returns <float32>[clicks, hidden] twice: the state after each click, and the maximum of
         the states of its sequence up to it."""
-        x, w_ih, w_hh, b_ih, b_hh = (t.numpy() for t in (x, w_ih, w_hh, b_ih, b_hh))
+        x, w_ih, w_hh, b_ih, b_hh = map(as_array, (x, w_ih, w_hh, b_ih, b_hh))
         state, top, between = packed_gru(x, w_ih, np.ascontiguousarray(w_hh.T), b_ih, b_hh,
                                          lengths)
         ctx.saved = w_ih, w_hh, between
@@ -135,9 +74,9 @@ class PackedGRU(PyLayer):
         w_ih, w_hh, (x, gates, c, recurrent, before, state, top, rows, sizes) = ctx.saved
         hidden = w_hh.shape[1]
         r, z = gates[:, :hidden], gates[:, hidden:]
-        d_h = np.zeros_like(c) if d_state is None else d_state.numpy()[rows]
+        d_h = np.zeros_like(c) if d_state is None else as_array(d_state)[rows]
         if d_top is not None:
-            d_h += _running_max_gradient(d_top.numpy()[rows], state, top, sizes)
+            d_h += _running_max_gradient(as_array(d_top)[rows], state, top, sizes)
         # What does not depend on the gradient is computed for all steps at once.
         by_z = (before - c) * z
         by_z *= 1 - z
@@ -163,23 +102,15 @@ class PackedGRU(PyLayer):
                 previous = end - sizes[step - 1]
                 d_h[previous:previous + n] += d_before
         d_x_gates[:, :2 * hidden] = d_h_gates[:, :2 * hidden]
-        gradients = (_scatter(d_x_gates @ w_ih, rows), d_x_gates.T @ x, d_h_gates.T @ before,
-                     d_x_gates.sum(0), d_h_gates.sum(0))
-        return tuple(map(paddle.to_tensor, gradients))
-
-
-def _sigmoid(x):
-    """In place. exp(-x) may overflow to infinity, whose reciprocal is the right 0."""
-    with np.errstate(over="ignore"):
-        np.exp(np.negative(x, out=x), out=x)
-    x += 1
-    np.reciprocal(x, out=x)
-
-
-def _scatter(values, rows):
-    out = np.empty_like(values)
-    out[rows] = values
-    return out
+        gradients, (d_x, d_w_ih, d_w_hh, d_b_ih, d_b_hh) = zip(*(new_tensor(*shape) for shape in (
+            x.shape, w_ih.shape, w_hh.shape, [3 * hidden], [3 * hidden])))
+        d_x[rows] = d_x_gates @ w_ih
+        np.matmul(d_x_gates.T, x, out=d_w_ih)
+        first = sizes[0]  # rows, before which there is nothing
+        np.matmul(d_h_gates[first:].T, before[first:], out=d_w_hh)
+        d_x_gates.sum(axis=0, out=d_b_ih)
+        d_h_gates.sum(axis=0, out=d_b_hh)
+        return gradients
 
 
 def _running_max_gradient(d_top, state, top, sizes):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssr.kernels.memory import as_array, new_tensor
+from ssr.kernels.ragged import on_cpu
 from ssr.runtime import paddle
 
 F = paddle.nn.functional
@@ -31,7 +33,7 @@ def sampled_cross_entropy(users, items, place, certain, log_inclusion, scale):
     log_inclusion: numpy <float32>[candidates]
     returns <float32>[targets]
     """
-    if users.place.is_cpu_place():
+    if on_cpu(users):
         return FusedCrossEntropy.apply(users, items, place, certain, log_inclusion, scale)
     return cross_entropy_of_logits(users, items, place, certain, log_inclusion, scale)
 
@@ -53,7 +55,7 @@ class FusedCrossEntropy(paddle.autograd.PyLayer):
 
     @staticmethod
     def forward(ctx, users, items, *rest):
-        arrays = users.numpy(), items.numpy()
+        arrays = as_array(users), as_array(items)
         losses, *gradients = losses_and_gradients(*arrays, *rest)
         ctx.saved = arrays, rest, gradients
         return paddle.to_tensor(losses)
@@ -61,12 +63,16 @@ class FusedCrossEntropy(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx, d_losses):
         arrays, rest, gradients = ctx.saved
-        weights = d_losses.numpy()
-        if (weights == weights[0]).all():  # as in a mean or sum
-            gradients = [gradient * weights[0] for gradient in gradients]
-        else:
+        weights = as_array(d_losses)
+        if not (weights == weights[0]).all():  # none of a mean or sum
             _, *gradients = losses_and_gradients(*arrays, *rest, weights)
-        return tuple(map(paddle.to_tensor, gradients))
+            weights = np.ones(1, np.float32)
+        results = []
+        for gradient in gradients:
+            result, array = new_tensor(*gradient.shape)
+            np.multiply(gradient, weights[0], out=array)
+            results.append(result)
+        return tuple(results)
 
 
 def losses_and_gradients(users, items, place, certain, log_inclusion, scale, weights=None):

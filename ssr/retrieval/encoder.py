@@ -12,7 +12,7 @@ cannot be:
     FrozenUsers                      numpy: what a single session costs is the number of Paddle's
                                      calls, and here there are none
 
-The GRU itself is written once for the first and the last (ssr.kernels.gru.packed_gru).
+The GRU itself is written once for the first and the last (ssr.kernels.packed.packed_gru).
 tests/test_encoder.py holds all three to the same vectors.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from nets import GrnnEncoder
 from ssr.errors import DataError, SetupError
-from ssr.kernels.gru import packed_gru
+from ssr.kernels.packed import packed_gru
 from ssr.retrieval.bag import Bag
 from ssr.retrieval.checkpoint import load_model, max_len_of
 from ssr.runtime import paddle
