@@ -145,14 +145,12 @@ class Towers(nn.Layer):
 
     def user(self, emb, lengths, every_prefix=False):
         """As SequenceSemanticRetrieval.encode_user, for this member."""
-        emb = F.dropout(emb, self.dropout, training=self.training)
+        if self.training:
+            emb = ragged.dropout(emb, self.dropout)
         user = self.user_fc(self.user_encoder(emb, lengths, every_prefix))
         if self.click_gains is not None:
             clicks = unit_rows(emb) if self.unit_clicks else emb
-            *recent, of_mean = self.click_gains
-            for back, gain in enumerate(recent):
-                user = user + gain * ragged.recent_rows(clicks, lengths, back, every_prefix)
-            user = user + of_mean * ragged.means(clicks, lengths, every_prefix)
+            user = user + ragged.weighted_clicks(clicks, self.click_gains, lengths, every_prefix)
         return unit_rows(user)
 
     def item(self, emb):

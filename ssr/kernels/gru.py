@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssr.kernels.packed import packed_gru, scatter
+from ssr.kernels.memory import as_array, new_tensor
+from ssr.kernels.packed import packed_gru
+from ssr.kernels.ragged import on_cpu
 from ssr.runtime import paddle
 
 PyLayer = paddle.autograd.PyLayer
@@ -22,7 +24,7 @@ def gru_states(gru, emb, lengths):
     lengths: numpy <int64>[batch], each at least 1
     returns <float32>[clicks, hidden] twice, in the order of emb
     """
-    if emb.place.is_cpu_place():
+    if on_cpu(emb):
         return PackedGRU.apply(emb, gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0,
                                gru.bias_hh_l0, lengths)
     return padded_gru(gru, emb, lengths)
@@ -60,7 +62,7 @@ class PackedGRU(PyLayer):
         b_ih, b_hh: [3 hidden] (reset, update, candidate), lengths: numpy <int64>[batch]
         returns <float32>[clicks, hidden] twice: the state after each click, and the maximum of
         the states of its sequence up to it."""
-        x, w_ih, w_hh, b_ih, b_hh = (t.numpy() for t in (x, w_ih, w_hh, b_ih, b_hh))
+        x, w_ih, w_hh, b_ih, b_hh = map(as_array, (x, w_ih, w_hh, b_ih, b_hh))
         state, top, between = packed_gru(x, w_ih, np.ascontiguousarray(w_hh.T), b_ih, b_hh,
                                          lengths)
         ctx.saved = w_ih, w_hh, between
@@ -72,9 +74,9 @@ class PackedGRU(PyLayer):
         w_ih, w_hh, (x, gates, c, recurrent, before, state, top, rows, sizes) = ctx.saved
         hidden = w_hh.shape[1]
         r, z = gates[:, :hidden], gates[:, hidden:]
-        d_h = np.zeros_like(c) if d_state is None else d_state.numpy()[rows]
+        d_h = np.zeros_like(c) if d_state is None else as_array(d_state)[rows]
         if d_top is not None:
-            d_h += _running_max_gradient(d_top.numpy()[rows], state, top, sizes)
+            d_h += _running_max_gradient(as_array(d_top)[rows], state, top, sizes)
         # What does not depend on the gradient is computed for all steps at once.
         by_z = (before - c) * z
         by_z *= 1 - z
@@ -100,9 +102,15 @@ class PackedGRU(PyLayer):
                 previous = end - sizes[step - 1]
                 d_h[previous:previous + n] += d_before
         d_x_gates[:, :2 * hidden] = d_h_gates[:, :2 * hidden]
-        gradients = (scatter(d_x_gates @ w_ih, rows), d_x_gates.T @ x, d_h_gates.T @ before,
-                     d_x_gates.sum(0), d_h_gates.sum(0))
-        return tuple(map(paddle.to_tensor, gradients))
+        gradients, (d_x, d_w_ih, d_w_hh, d_b_ih, d_b_hh) = zip(*(new_tensor(*shape) for shape in (
+            x.shape, w_ih.shape, w_hh.shape, [3 * hidden], [3 * hidden])))
+        d_x[rows] = d_x_gates @ w_ih
+        np.matmul(d_x_gates.T, x, out=d_w_ih)
+        first = sizes[0]  # rows, before which there is nothing
+        np.matmul(d_h_gates[first:].T, before[first:], out=d_w_hh)
+        d_x_gates.sum(axis=0, out=d_b_ih)
+        d_h_gates.sum(axis=0, out=d_b_hh)
+        return gradients
 
 
 def _running_max_gradient(d_top, state, top, sizes):

@@ -29,8 +29,9 @@ def build(settings, clicks, content=None):
     # As a tensor: from an array Paddle 3 takes the type of the IR in use, which may have changed.
     model.item_clicks.set_value(paddle.to_tensor(clicks))
     if settings.optimizer == "adam":
-        optimizer = paddle.optimizer.Adam(settings.base_lr, parameters=model.parameters(),
-                                          lazy_mode=True)
+        from ssr.kernels.adam import LazyAdam  # here: flags need no Paddle
+
+        optimizer = LazyAdam(settings.base_lr, model.parameters())
     else:
         optimizer = paddle.optimizer.Adagrad(settings.base_lr, parameters=model.parameters())
     return model, optimizer

@@ -6,6 +6,7 @@ import numpy as np
 
 from nets import mean_over_members
 from reader import ragged_arange
+from ssr.kernels.softmax import sampled_cross_entropy
 from ssr.runtime import paddle
 
 nn, F = paddle.nn, paddle.nn.functional
@@ -36,23 +37,17 @@ class SampledSoftmaxLoss(nn.Layer):
         """
         place = np.searchsorted(batch.candidates, batch.positive)
         certain = own_session(batch)
-        undo = paddle.to_tensor(certain), paddle.to_tensor(batch.log_inclusion[certain[:, 1]])
-        place = paddle.to_tensor(place[:, None])
-        # The correction is one more column of the product: no pass over all logits of its own.
-        ones = paddle.ones([len(place), 1])
-        correction = paddle.to_tensor(-batch.log_inclusion[:, None])
         return mean_over_members([
-            self._of_member(users, *_parted(items, batch), (ones, correction, place, undo), batch)
+            self._of_member(users, *_parted(items, batch), (place, certain), batch)
             for users, items in towers])
 
-    def _of_member(self, users, items, shown, corrections, batch):
-        ones, correction, place, undo = corrections
-        losses, correct = self._cross_entropy(paddle.concat([users * self.scale, ones], axis=1),
-                                              paddle.concat([items, correction], axis=1), place,
-                                              undo)
+    def _of_member(self, users, items, shown, targets, batch):
+        losses = sampled_cross_entropy(users, items, *targets, batch.log_inclusion, self.scale)
+        correct = paddle.exp(-losses.detach())
         if shown is not None:
-            losses = losses + self._among_shown(users, paddle.gather(items, place.squeeze(-1)),
-                                                shown, batch)
+            place, _ = targets
+            losses = losses + self._among_shown(
+                users, paddle.gather(items, paddle.to_tensor(place)), shown, batch)
         return losses, correct
 
     def _among_shown(self, users, target, shown, batch):
@@ -66,12 +61,6 @@ class SampledSoftmaxLoss(nn.Layer):
         first = paddle.zeros([len(batch.positive), 1], "int64")
         losses = F.cross_entropy(logits, first, reduction="none").squeeze(-1)
         return losses * paddle.to_tensor(is_known.astype(np.float32))
-
-    @staticmethod
-    def _cross_entropy(users, items, place, undo):
-        logits = paddle.scatter_nd_add(paddle.matmul(users, items, transpose_y=True), *undo)
-        losses = F.cross_entropy(logits, place, reduction="none").squeeze(-1)
-        return losses, paddle.exp(-losses.detach())
 
 
 def _parted(items, batch):
