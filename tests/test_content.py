@@ -82,7 +82,7 @@ def test_towers_take_each_item_as_the_sum_of_its_rows(item_encoder):
 
 def test_gradients_of_the_rows_are_those_of_finite_differences():
     model, content, dataset = make_model(item_encoder="tied"), make_content(0.5), make_dataset()
-    negatives = SharedNegatives(dataset, "all", 5, 0.5)
+    negatives = SharedNegatives(dataset, 5, 0.5)
     batch = next(dataset.train(4, 1, 1, negatives, "all", content=content))
     loss = SampledSoftmaxLoss(4.0)
     table = model.embedding.weight.numpy().copy()

@@ -347,7 +347,7 @@ def test_a_rank_has_the_shown_items_of_its_targets(targets):
                       dataset.offsets[:-1]])
     shown.labels[::3] = True
     shown = ShownNegatives(dataset, shown, np.ones(9, bool))
-    negatives = SharedNegatives(dataset, targets, 5, 0.0)
+    negatives = SharedNegatives(dataset, 5, 0.0)
     whole, = dataset.train(15, 1, 1, negatives, targets, shown=shown)
     assert whole.shown.shape == (len(whole.positive), ShownNegatives.NUM)
     parts = [next(dataset.train(5, 1, 1, negatives, targets, rank=rank, world_size=3, shown=shown))

@@ -46,8 +46,10 @@ def paired(random, lengths, vocab_size, num=1):
 def shared(random, lengths, vocab_size, num=10, log_inclusion=None):
     """A batch of random sessions with a target after each click."""
     clicks, lengths = ragged(random, lengths, vocab_size)
-    positive = random.integers(0, vocab_size, len(clicks))
-    candidates = np.unique(np.concatenate([positive, random.integers(0, vocab_size, num)]))
+    positive = np.append(clicks[1:], 0)
+    positive[np.cumsum(lengths) - 1] = random.integers(0, vocab_size, len(lengths))
+    candidates = np.unique(np.concatenate([clicks, positive,
+                                           random.integers(0, vocab_size, num)]))
     if log_inclusion is None:
         log_inclusion = np.log(random.uniform(0.1, 1, vocab_size)).astype(np.float32)
     return reader.Batch(clicks, lengths, positive, candidates, log_inclusion[candidates],
@@ -267,8 +269,8 @@ def test_with_all_items_as_negatives_the_sampled_softmax_is_the_full_one():
     random = np.random.default_rng(0)
     dataset = reader.YoochooseDataset(np.arange(40, dtype=np.int32), np.array([0, 20, 40]), 40)
     batch = shared(random, LENGTHS, 40)
-    negatives = SharedNegatives(dataset, "all", num=4000, alpha=0.5)
-    candidates, log_inclusion = negatives.candidates(random, batch.positive)
+    negatives = SharedNegatives(dataset, num=4000, alpha=0.5)
+    candidates, log_inclusion = negatives.candidates(random, batch.positive, batch.sessions()[0])
     batch = batch._replace(candidates=candidates, log_inclusion=log_inclusion)
     assert len(candidates) == 40
     losses, _ = SampledSoftmaxLoss(5.0)(model(batch), batch)
@@ -288,13 +290,14 @@ def test_the_correction_has_the_sum_over_all_items_as_its_expectation():
     total = np.zeros(6)
     draws = 3000
     loss = SampledSoftmaxLoss(scale)
-    # Other sessions' targets are there as often as any item: here each row is a batch of its own.
+    # Other sessions' items are there as often as any item: here each row is a batch of its own.
     starts = [0, 3, 4]
     items = model.item(np.arange(40))
     for i, (begin, n) in enumerate(zip(starts, batch.lengths)):
         positive = batch.positive[begin:begin + n]
         for _ in range(draws):
-            candidates = np.union1d(np.flatnonzero(random.random(40) < inclusion), positive)
+            candidates = np.unique(np.concatenate([np.flatnonzero(random.random(40) < inclusion),
+                                                   batch.clicks[begin:begin + n], positive]))
             one = reader.Batch(batch.clicks[begin:begin + n], batch.lengths[i:i + 1], positive,
                                candidates, np.log(inclusion[candidates]).astype(np.float32), n)
             losses, _ = loss([(paddle.to_tensor(users[begin:begin + n]),
@@ -304,13 +307,22 @@ def test_the_correction_has_the_sum_over_all_items_as_its_expectation():
                                rtol=0.02)
 
 
+@pytest.mark.parametrize("targets", ["last", "all"])
 @pytest.mark.parametrize("lengths", [[1], [3, 1, 2], [1, 1], [4]])
-def test_own_session_by_brute_force(lengths):
-    place = np.random.default_rng(0).integers(0, 3, sum(lengths))
-    session = np.repeat(np.arange(len(lengths)), lengths)
-    expected = sorted({(i, place[j]) for i in range(len(place)) for j in range(len(place))
-                       if session[i] == session[j]})
-    assert own_session(np.array(lengths), place).tolist() == [list(pair) for pair in expected]
+def test_own_session_by_brute_force(lengths, targets):
+    random = np.random.default_rng(0)
+    clicks, lengths = ragged(random, lengths, 5)
+    last = random.integers(0, 5, len(lengths))
+    parts = np.split(clicks, np.cumsum(lengths)[:-1])
+    sessions = [[*part, item] for part, item in zip(parts, last)]
+    positive = np.concatenate([part[1:] for part in sessions]) if targets == "all" else last
+    candidates = np.unique(np.concatenate([clicks, last, [7]]))
+    batch = reader.Batch(clicks, lengths, positive, candidates, None, len(positive))
+    owner = np.repeat(np.arange(len(lengths)), lengths) if targets == "all" else \
+        np.arange(len(lengths))
+    expected = sorted({(row, candidates.tolist().index(item)) for row, session in enumerate(owner)
+                       for item in sessions[session]})
+    assert own_session(batch).tolist() == [list(pair) for pair in expected]
 
 
 def dense_gradient(parameter):

@@ -199,23 +199,23 @@ def test_paired_negatives_are_drawn_by_clicks_and_are_never_the_target(alpha):
 
 
 @pytest.mark.parametrize("targets", ["last", "all"])
-def test_shared_candidates_hold_the_targets_and_know_their_probability(targets):
+def test_shared_candidates_hold_the_sessions_and_know_their_probability(targets):
     dataset = make_dataset(num_sessions=400, vocab_size=30)
     dataset.items[dataset.items > 20] %= 7  # some popular, some never clicked
-    negatives = SharedNegatives(dataset, targets, num=5, alpha=0.5)
+    negatives = SharedNegatives(dataset, num=5, alpha=0.5)
     seen, expected = np.zeros(30), np.zeros(30)
     steps = 0
     for epoch in range(40):
         for batch in dataset.train(8, 0, epoch, negatives, targets):
             assert (np.diff(batch.candidates) > 0).all()
-            assert set(batch.positive) <= set(batch.candidates.tolist())
+            assert {*batch.clicks, *batch.positive} <= {*batch.candidates}
             assert (batch.log_inclusion <= 0).all()
             assert batch.num_targets == len(batch.positive)
             seen[batch.candidates] += 1
             expected[batch.candidates] = np.exp(batch.log_inclusion)
             steps += 1
-    # The number of targets differs from batch to batch, so expected is that of the last ones.
-    np.testing.assert_allclose(seen / steps, expected, atol=0.1 if targets == "all" else 0.03)
+    # The number of clicks differs from batch to batch, so expected is that of the last ones.
+    np.testing.assert_allclose(seen / steps, expected, atol=0.1)
     assert (seen[21:] == 0).all()
 
 
@@ -231,7 +231,7 @@ def test_a_target_after_each_click():
 @pytest.mark.parametrize("targets", ["last", "all"])
 def test_ranks_share_targets_and_shared_candidates(targets):
     dataset = make_dataset()
-    negatives = SharedNegatives(dataset, targets, num=9, alpha=0.5)
+    negatives = SharedNegatives(dataset, num=9, alpha=0.5)
     whole = list(dataset.train(12, 3, 2, negatives, targets))
     parts = [list(dataset.train(4, 3, 2, negatives, targets, rank=rank, world_size=3))
              for rank in range(3)]

@@ -5,6 +5,7 @@ import numpy as np
 import paddle
 import pytest
 
+import reader
 from ssr.kernels import softmax
 from ssr.training.losses import own_session
 
@@ -26,8 +27,10 @@ def problem(lengths=(3, 1, 7, 2, 7, 1, 4), candidates=15, seed=0):
     targets = sum(lengths)
     place = random.integers(0, candidates, targets)
     place[:3] = place[0]
+    clicks = np.insert(place[:-1], 0, 0)
+    batch = reader.Batch(clicks, np.array(lengths), place, np.arange(candidates), None, targets)
     return (unit(random, targets), unit(random, candidates), place,
-            own_session(np.array(lengths), place),
+            own_session(batch),
             np.log(random.uniform(0.001, 1, candidates)).astype(np.float32))
 
 

@@ -115,6 +115,8 @@ class Ranker:
     def cosines(self, users, items):
         """Of each user with an item of its own: numpy <float32>[n]. users: <float32>[n, dim];
         items: numpy <int64>[n], candidates all of them"""
+        if not len(items):
+            return np.zeros(0, np.float32)
         vectors = paddle.gather(self._vectors, paddle.to_tensor(self.places(items)))
         return paddle.sum(users * vectors, axis=1).numpy()
 
@@ -143,6 +145,7 @@ class Ranker:
     def top(self, users, k, own=None):
         """The k best candidates, or all where there are fewer: their ids numpy <int64>[n, k] and
         scores numpy <float32>[n, k], best first. users, own: as of rank"""
+        k = min(k, len(self.candidates))
         wanted = k if own is None else k + int(np.bincount(own.rows, minlength=1).max())
         best, items = [], []
         for start, scores in self.scores(users):
@@ -157,8 +160,7 @@ class Ranker:
 
     def _score_own(self, users, own):
         """The cosines of OwnItems and their scores: numpy <float32>[n] each."""
-        of_each = paddle.gather(users, paddle.to_tensor(own.rows))
-        cosines = self.cosines(of_each, own.items)
+        cosines = self.cosines(paddle.gather(users, paddle.to_tensor(own.rows)), own.items)
         return cosines, self._repeats(cosines, own)
 
     def _with_own(self, users, own, best, items):

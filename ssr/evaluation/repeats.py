@@ -35,7 +35,7 @@ def fit_repeats(encoder, queries, start=None):
 
     start = np.array(start or RepeatScore())
     examples = _collect(encoder, queries)
-    if not len(examples.label):
+    if examples is None:
         return RepeatScore(*start.tolist())
     loss = _Loss(examples, start)
     end = minimize(loss, loss.start, jac=True, method="L-BFGS-B", bounds=loss.bounds).x
@@ -62,7 +62,7 @@ class _Examples(NamedTuple):
 
 @paddle.no_grad()
 def _collect(encoder, queries):
-    """The _Examples of those queries whose label has a vector."""
+    """The _Examples of those queries whose label has a vector, None where there is none."""
     candidates = encoder.has_vector
     ranker = Ranker(encoder, candidates)
     room = max(FEWEST, PAIRS // np.count_nonzero(candidates))
@@ -75,6 +75,8 @@ def _collect(encoder, queries):
             room -= len(parts[-1].label)
         if room <= 0:
             break
+    if not parts:
+        return None
     sizes = [len(part.label) for part in parts]
     shifts = np.cumsum([0, *sizes])
     return _Examples(*(np.concatenate(values) for values in zip(*(
