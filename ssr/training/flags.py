@@ -105,7 +105,7 @@ def add_recipe_flags(parser):
     add("--members", type=number(int, 1), default=default.members, help="an ensemble of so many "
         "models in one: their vectors lie side by side; time and memory grow likewise")
     add("--repeats", choices=("cosine", "fitted"), default=default.repeats, help="what an item "
-        "scores that the session has clicked: its cosine, as all others; or a score of four "
+        "scores that the session has clicked: its cosine, as all others; or a score of seven "
         f"weights, fitted after each epoch to {HELD_OUT_SHARE * 100:g}%% of the sessions, the "
         f"first ones and at most {MAX_HELD_OUT:,}, on which the model is not trained")
     add("--optimizer", choices=("adagrad", "adam"), default=default.optimizer,
