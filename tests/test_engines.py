@@ -194,7 +194,9 @@ def test_commands_say_the_same(project, tmp_path, capsys):
         code = retrieve.main([argv[0], "--index_dir", str(project / name), *argv[1:]])
         out = capsys.readouterr()
         assert code == 0, out.err
-        return re.sub(r"kind:\S+|change:\d+|\S+\.parquet", "", out.out)
+        # The engines add up in other orders: the last digits of a score may differ.
+        said = re.sub(r"(?<=\d\.\d{4})\d\d(?=\t)", "", out.out)
+        return re.sub(r"kind:\S+|change:\d+|\S+\.parquet", "", said)
 
     for argv in (["query", "--session", "n0015 n0020"], ["remove", "n0020", "nobody"],
                  ["query", "--session", "n0015 n0020"], ["add", str(new)],
