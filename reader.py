@@ -166,7 +166,7 @@ class YoochooseDataset:
         """Batches of one epoch, in an order that depends on (seed, epoch) alone.
 
         The global batch of batch_size * world_size sessions and its candidates are the same
-        whatever world_size is; a rank takes every world_size-th session of it.
+        whatever world_size is; a rank takes every world_size-th session of it, in order of length.
 
         batch_size: sessions a step and rank
         negatives: UniformNegatives, or a class of ssr.training.negatives; not given, one uniform
@@ -206,14 +206,23 @@ class YoochooseDataset:
 
 
 def _part(batch, negatives, rank, world_size):
-    """What a rank takes of the global batch."""
-    mine = np.arange(len(batch.lengths)) % world_size == rank
+    """What a rank takes of the global batch: as many sessions as every other one, and by taking
+    turns from the longest on about as many clicks, since the ranks wait for the slowest."""
+    mine = np.zeros(len(batch.lengths), bool)
+    mine[np.argsort(-batch.lengths, kind="stable")[_turns(len(mine), rank, world_size)]] = True
     clicks = np.repeat(mine, batch.lengths)
     targets = clicks if batch.every_prefix else mine
     return batch._replace(clicks=batch.clicks[clicks], lengths=batch.lengths[mine],
                           positive=batch.positive[targets],
                           candidates=negatives.of_rank(batch.candidates, targets),
                           shown=None if batch.shown is None else batch.shown[targets])
+
+
+def _turns(count, rank, world_size):
+    """The numbers below count that a rank takes, where the ranks choose by turns, first to last,
+    last to first, and so on."""
+    turn = np.arange(count // world_size)
+    return turn * world_size + np.where(turn % 2, world_size - 1 - rank, rank)
 
 
 def with_bags(batch, content, dropped):

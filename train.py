@@ -62,8 +62,7 @@ def make_step(model, loss, optimizer, exchange=None):
     """
     def forward(emb, batch):
         losses, correct = loss(model.towers(emb, batch), batch)
-        # A mean over ranks follows: what counts is each target, not each rank.
-        share = (1 if exchange is None else exchange.size) / batch.num_targets
+        share = 1 / batch.num_targets  # of all ranks, whose sum it will be
         return paddle.sum(losses) * share, paddle.sum(correct) * share
 
     def step(batch):
@@ -71,10 +70,9 @@ def make_step(model, loss, optimizer, exchange=None):
             result = forward(model.embed(batch.rows()), batch)
             result[0].backward()
         else:
-            emb = exchange.look_up(batch.rows())
-            result = forward(emb, batch)
+            result = forward(exchange.look_up(batch.rows(), batch.touched), batch)
             result[0].backward()
-            result = exchange.reduce(emb, batch.rows(), batch.touched, result)
+            result = exchange.reduce(result)
         optimizer.step()
         optimizer.clear_grad()
         return result
@@ -145,7 +143,7 @@ def all_agree(stop, event, group):
     if group is None:
         return stop
     group.wait_for_first(event)
-    said, = group.mean([paddle.to_tensor(float(bool(stop)))])
+    said, = group.sum([paddle.to_tensor(float(bool(stop)))])
     return float(said) > 0
 
 

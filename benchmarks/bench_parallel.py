@@ -2,6 +2,9 @@
 
     python benchmarks/bench_parallel.py --num_devices 1 2 --batch_size 50 500 \\
         --num_items 17376 1000000
+    python benchmarks/bench_parallel.py --batch_size 128 --num_items 17376 -- --recipe strong
+
+Whatever follows -- goes to train.py.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from ssr.preparation import sample
 
 
 def main(argv=None):
-    parser, own_flags, _ = common.parser_and_flags(__doc__, argv)
+    parser, own_flags, train_flags = common.parser_and_flags(__doc__, argv)
     add = parser.add_argument
     add("--num_devices", type=int, nargs="+", default=[1, 2], help="numbers of processes")
     add("--batch_size", type=int, nargs="+", default=[50, 500], help="sessions a process and step")
@@ -36,7 +39,7 @@ def main(argv=None):
                         *common.TRAIN, "--train_dir", f"{work}/train_data", "--vocab_path",
                         f"{work}/vocab.txt", "--model_dir", f"{work}/model", "--epochs", 2,
                         "--batch_size", batch_size, "--parallel", int(num_devices > 1),
-                        "--num_devices", num_devices)
+                        "--num_devices", num_devices, *train_flags)
                     rate = int(re.findall(r"sessions/s:(\d+)", out)[-1])
                     share = (re.findall(r"communication:(\d+%)", out) or ["-"])[-1]
                     first = first or rate

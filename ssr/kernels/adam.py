@@ -45,6 +45,8 @@ def merged_rows(gradient):
 
     rows = np.array(gradient.rows())
     values = as_array(gradient._get_tensor_from_selected_rows())
+    if (np.diff(rows) > 0).all():
+        return rows, values
     order = np.argsort(rows, kind="stable")
     rows = rows[order]
     begins = np.flatnonzero(np.diff(rows, prepend=-1))

@@ -4,7 +4,7 @@ Paddle's DataParallel gathers the rows of a sparse gradient from all ranks with 
 messages of varying size, beside those of the dense ones; on two CPU cores that took longer than it
 saved. Here nothing needs to be asked: the order of the sessions and the negatives depend on the
 seed alone, so that every rank knows which rows the batches of all ranks touch. Each contributes its
-gradients, of the dense parameters and of those rows, and takes the mean over all ranks: through
+gradients, of the dense parameters and of those rows, and takes the sum over all ranks: through
 shared memory between CPU processes of one machine, else through one all-reduce of gloo or NCCL.
 
 A worker finds its rank in the environment variables that paddle.distributed.launch sets too: the
@@ -20,6 +20,7 @@ import time
 
 import numpy as np
 
+from ssr.kernels.memory import as_array
 from ssr.kernels.processes import LOCAL, STOP_SECONDS, rank_and_size
 from ssr.runtime import paddle
 
@@ -36,13 +37,13 @@ def connect(use_cuda):
 class PaddleGroup:
     """Ranks that talk through gloo or NCCL."""
 
-    def mean(self, parts):
-        """The mean over all ranks of each of some tensors, which have the same shapes on all."""
+    def sum(self, parts):
+        """The sum over all ranks of each of some tensors, which have the same shapes on all. May
+        change them."""
         buffer = paddle.concat([paddle.flatten(part) for part in parts])
         paddle.distributed.all_reduce(buffer)
-        buffer *= 1.0 / paddle.distributed.get_world_size()
-        means = paddle.split(buffer, [int(np.prod(part.shape)) for part in parts])
-        return [paddle.reshape(mean, part.shape) for mean, part in zip(means, parts)]
+        sums = paddle.split(buffer, [int(np.prod(part.shape)) for part in parts])
+        return [paddle.reshape(total, part.shape) for total, part in zip(sums, parts)]
 
     def wait_for_first(self, event):
         """Rank 0 reports an event, all others wait for it. Through the store: in a collective they
@@ -73,23 +74,24 @@ class SharedMemoryGroup:
         self.turn = 0
         self._meet()
 
-    def mean(self, parts):
-        """As PaddleGroup.mean."""
-        arrays = [part.numpy() for part in parts]
+    def sum(self, parts):
+        """As PaddleGroup.sum."""
+        parts = [part if part.is_contiguous() else part.contiguous() for part in parts]
+        arrays = [as_array(part).reshape(-1) for part in parts]
         ends = np.cumsum([array.size for array in arrays])
         if ends[-1] > self.slots.shape[2]:
             self._grow(ends[-1])
-        slots = self.slots[self.turn, :, :ends[-1]]
+        places = [slice(end - array.size, end) for array, end in zip(arrays, ends)]
+        slots = self.slots[self.turn]
         self.turn ^= 1
-        for array, end in zip(arrays, ends):
-            slots[self.rank, end - array.size:end] = array.ravel()
+        for array, place in zip(arrays, places):
+            slots[self.rank, place] = array
         self._meet()
-        total = slots[0] + slots[1]
-        for other in slots[2:]:
-            total += other
-        total *= np.float32(1 / self.size)
-        return [paddle.to_tensor(total[end - array.size:end].reshape(array.shape))
-                for array, end in zip(arrays, ends)]
+        for array, place in zip(arrays, places):
+            np.add(slots[0, place], slots[1, place], out=array)
+            for other in slots[2:, place]:
+                array += other
+        return parts
 
     def wait_for_first(self, event):
         """All wait for all, and so for rank 0."""
@@ -132,33 +134,32 @@ class GradientExchange:
         _, self.size = rank_and_size()
         self.embedding = model.embedding
         self.dense = [p for p in model.parameters() if p is not model.embedding.weight]
+        self.touched = self.rows = None  # of a step: what was looked up, and its copy in the model
         self.seconds = 0.0  # spent in the exchange, waiting for slower ranks included
 
-    def look_up(self, ids):
-        """Rows of the table, cut off from it: their gradient stays with them.
+    def look_up(self, ids, touched):
+        """Rows of the table, whose gradient stays with those that the ranks touch.
 
-        ids: numpy <int64>[n] -> <float32>[n, dim]
+        ids: numpy <int64>[n]; touched: numpy <int64>[m], as in a Batch
+        returns <float32>[n, dim]
         """
-        with paddle.no_grad():
-            rows = self.embedding(paddle.to_tensor(ids))
-        rows.stop_gradient = False
-        return rows
+        self.touched = self.embedding(paddle.to_tensor(touched))
+        self.rows = self.touched.detach()
+        self.rows.stop_gradient = False
+        return paddle.gather(self.rows, paddle.to_tensor(np.searchsorted(touched, ids)))
 
-    def reduce(self, rows, ids, touched, values):
-        """Puts the mean gradient over all ranks into every parameter, sparse for the table.
+    def reduce(self, values):
+        """Puts the sum over all ranks of the gradients into every parameter, sparse for the table.
+        After backward() of what was made of look_up.
 
-        rows: what look_up returned for ids, after backward()
-        touched: numpy <int64>[m], as in a Batch
-        values: scalar tensors; returns the mean of each over all ranks
+        values: scalar tensors; returns the sum of each over all ranks
         """
-        place = paddle.to_tensor(np.searchsorted(touched, ids)[:, None])
-        zeros = paddle.zeros([len(touched), rows.shape[1]])
-        table = paddle.scatter_nd_add(zeros, place, rows.grad)
         begin = time.perf_counter()
-        table, *means = self.group.mean([table, *(p.grad for p in self.dense), *values])
+        table, *sums = self.group.sum([self.rows.grad, *(p.grad for p in self.dense), *values])
         self.seconds += time.perf_counter() - begin
-        for parameter, gradient in zip(self.dense, means):
+        for parameter, gradient in zip(self.dense, sums):
             parameter.grad = gradient
-        # Backward through a look-up is what makes a sparse gradient of rows and their ids.
-        paddle.autograd.backward([self.embedding(paddle.to_tensor(touched))], [table])
-        return means[len(self.dense):]
+        # Backward through the look-up is what makes a sparse gradient of rows and their ids.
+        paddle.autograd.backward([self.touched], [table])
+        self.touched = self.rows = None
+        return sums[len(self.dense):]
