@@ -15,7 +15,11 @@ from nets import SequenceSemanticRetrieval
 from ssr.errors import SetupError
 from ssr.evaluation import ranking, repeats
 from ssr.evaluation.queries import make_queries
+from ssr.retrieval import Index
+from ssr.retrieval.building import ItemFiles, build_index
+from ssr.retrieval.checkpoint import choose_checkpoint
 from ssr.retrieval.encoder import IdEncoder
+from ssr.retrieval.filters import Filter
 from ssr.retrieval.repeats import OwnItems, RepeatScore, features_of
 from ssr.runtime import paddle
 
@@ -223,6 +227,35 @@ def test_a_checkpoint_has_its_score_and_resuming_reaches_the_same(data, tmp_path
     recall = [float(out.split("recall@1:")[1].split()[0])
               for out in (fitted, capsys.readouterr().out)]
     assert recall[0] >= 0.5 and recall[0] > recall[1]
+
+
+def test_the_index_and_the_interface_rank_as_evaluation_does(data, tmp_path):
+    run(train, *flags(data, tmp_path / "model", "--epochs", "1"))
+    items = tmp_path / "items.txt"
+    items.write_text("".join(f"raw{item}\n" for item in range(12)))
+    checkpoint = choose_checkpoint(str(tmp_path / "model"))
+    encoder = IdEncoder.load(checkpoint)
+    assert encoder.repeats
+    build_index(str(tmp_path / "index"), checkpoint, ItemFiles(str(items), None, None))
+    with Index.open(str(tmp_path / "index"), writable=True) as index:
+        index.remove(["raw11"])  # clicked, and no answer any more
+        for session in ([3], [1, 2, 1], [5, 11, 5, 7], [*range(12)] * 3):
+            scores = all_scores(encoder, session)
+            raw = [f"raw{item}" for item in session]
+            hits = index.query([*raw, "unknown"], 20, exclude_session=False).hits
+            assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+            found = {int(hit.id[3:]): hit.score for hit in hits}
+            assert sorted(found) == [item for item in range(11) if encoder.has_vector[item]]
+            for item, score in found.items():
+                assert score == pytest.approx(scores[item], abs=1e-5)
+            few = index.query(raw, 3, exclude_session=False).hits
+            assert [hit.id for hit in few] == [hit.id for hit in hits[:3]]
+            others = index.query(raw, 20).hits
+            assert [hit.id for hit in others] == [hit.id for hit in hits
+                                                  if int(hit.id[3:]) not in session]
+            only = index.query(raw, 20, exclude_session=False,
+                               filter=Filter(candidates=["raw1", "raw3"])).hits
+            assert {hit.id for hit in only} == {"raw1", "raw3"}
 
 
 def test_the_first_sessions_are_held_out(data, tmp_path):

@@ -14,7 +14,7 @@ import utils
 from ssr.errors import StoreError
 from ssr.preparation import text
 from ssr.retrieval.builds import REMEDY
-from ssr.retrieval.checkpoint import load_frozen, max_len_of, model_digest
+from ssr.retrieval.checkpoint import load_frozen, model_digest, session_settings
 from ssr.retrieval.encoder import Encoder
 from ssr.training.checkpoints import Checkpoint
 
@@ -77,8 +77,8 @@ def load_encoder(directory, details):
     vocabulary = None
     if checkpoint.meta["model"]["num_tokens"]:
         vocabulary = text.TokenVocabulary.load(os.path.join(directory, text.TOKENS_FILE))
-    return Encoder(load_frozen(checkpoint), max_len_of(checkpoint.meta),
-                   details.get("stand_in_length")), vocabulary
+    return Encoder(load_frozen(checkpoint), stand_in_length=details.get("stand_in_length"),
+                   **session_settings(checkpoint.meta)), vocabulary
 
 
 def _copy_in(directory, epoch):
