@@ -17,7 +17,7 @@ from ssr.commands import Parser, number, run, setup_logging
 import utils
 from ssr.errors import SetupError
 from ssr.files import write_json
-from ssr.retrieval.checkpoint import choose_checkpoint, load_model, max_len_of
+from ssr.retrieval.checkpoint import choose_checkpoint, load_model, session_settings
 from ssr.retrieval.encoder import Encoder
 from ssr.runtime import paddle
 
@@ -45,7 +45,7 @@ def export(args):
     utils.check_version()
     with replacing(args.export_dir, args.overwrite) as directory:
         checkpoint = choose_checkpoint(args.model_dir, args.epoch, args.best)
-        encoder = Encoder(load_model(checkpoint), max_len_of(checkpoint.meta))
+        encoder = Encoder(load_model(checkpoint), **session_settings(checkpoint.meta))
         save_towers(encoder, directory)
         difference = compare(encoder, directory)
         if not difference <= TOLERANCE:  # nor if it is no number
@@ -53,7 +53,8 @@ def export(args):
                              f"Paddle {paddle.__version__} they cannot be used")
         write_json(os.path.join(directory, "export.json"), {
             "model": checkpoint.meta["model"], "epoch": checkpoint.epoch,
-            "max_len": encoder.max_len, "paddle": paddle.__version__})
+            "max_len": encoder.max_len, "paddle": paddle.__version__,
+            "repeats": checkpoint.meta.get("repeats")})
     print(f"epoch_{checkpoint.epoch} in {args.export_dir}, largest difference from the model: "
           f"{difference:.1e}")
     return 0
