@@ -1,8 +1,11 @@
 """Exact evaluation: the rank of every click that came next, among all items, in bounded memory.
 
-All item vectors are computed once; a query is one product with them. An item without a vector is no
-candidate; as a label it counts as a miss, as a click it is skipped. Ties count against the model,
-so that one whose scores have collapsed looks as bad as it is.
+Queries are encoded, and then meet the items: a block of both at a time, small enough that its
+scores are still in the cache when they are compared. The items' vectors are made on the way, once
+for some ten thousand queries, so that there is no second table beside the model's.
+
+An item without a vector is no candidate; as a label it counts as a miss, as a click it is skipped.
+Ties count against the model, so that one whose scores have collapsed looks as bad as it is.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ import numpy as np
 from reader import ragged_arange
 from ssr.evaluation.queries import Answers
 from ssr.progress import progress_bar
-from ssr.retrieval.encoder import ITEMS_AT_A_TIME
 from ssr.runtime import paddle
 
-SCORES_AT_A_TIME = 1 << 22  # 16 MB: the scores of a batch are computed over this many pairs
+SCORES_AT_A_TIME = 1 << 18  # 1 MB, the second cache of a core: pairs of a block
+SCORES_ON_GPU = 1 << 22
+USERS_AT_A_TIME = 1 << 23  # 32 MB: numbers of the users' vectors that meet the items together
 CLICKS_AT_A_TIME = 1 << 14  # sessions are encoded in groups of about this size
 TIE = 1e-6  # cosines closer than this are equal: it is what rounding does to a sum of products
 
@@ -99,69 +103,155 @@ class Ranker:
 
     def __init__(self, encoder, candidates):
         """encoder: IdEncoder; candidates: <bool>[V], at least one, all of which have a vector"""
-        self.candidates = np.flatnonzero(candidates)
-        chunks = np.array_split(self.candidates, -(-len(self.candidates) // ITEMS_AT_A_TIME))
-        self._vectors = paddle.concat([encoder.model.encode_item(encoder.embed(chunk))
-                                       for chunk in chunks])
-        self._by_column = self._vectors.t().contiguous()  # as the product reads it
-        # Where an item stands among the candidates; only meaningful for those.
-        self._place = np.cumsum(candidates) - 1
+        self.candidates, self._encoder = np.flatnonzero(candidates), encoder
 
-    def rank(self, users, labels):
-        """How many candidates score as high as the label or higher, itself among them.
+    def rank(self, blocks):
+        """Lets Blocks meet all candidates."""
+        size = max(len(block.users) for block in blocks)
+        on_cpu = blocks[0].users.place.is_cpu_place()
+        width = (SCORES_AT_A_TIME if on_cpu else SCORES_ON_GPU) // size
+        # A block on a CPU counts in bytes (_count).
+        width = max(8, min(width, 8 * 255) // 8 * 8) if on_cpu else max(1, width)
+        for start in range(0, len(self.candidates), width):
+            items = self.candidates[start:start + width]
+            vectors = self.vectors(items)
+            for block in blocks:
+                block.meet(items, vectors)
 
-        users: <float32>[n, dim]; labels: numpy <int64>[n], candidates all of them
-        returns numpy <int64>[n]
-        """
-        own = paddle.gather(self._vectors, paddle.to_tensor(self._place[labels]))
-        bound = paddle.sum(users * own, axis=1, keepdim=True) - TIE
-        below = sum(paddle.sum(scores < bound, axis=1).numpy()
-                    for _, scores in self._scores(users))
-        # Not "those at or above": a score that is not a number is above nothing and below nothing.
-        return len(self.candidates) - below
+    def vectors(self, items):
+        """Their vectors, a tensor <float32>[n, dim]. items: <int64>[n], candidates all of them"""
+        return self._encoder.model.encode_item(self._encoder.embed(items))
+
+    def block(self, users, labels=None, k=0):
+        """A Block of queries. labels: <int64>[n], candidates all of them, None where no rank is
+        asked for; otherwise as Block"""
+        own = None
+        if labels is not None:
+            own = paddle.sum(users * self.vectors(labels), axis=1, keepdim=True)
+        return Block(users, own, k)
 
     def top(self, users, k):
         """The k best candidates, or all where there are fewer: their ids numpy <int64>[n, k] and
         scores numpy <float32>[n, k], best first. users: <float32>[n, dim]"""
-        best, items = [], []
-        for start, scores in self._scores(users):
-            values, places = paddle.topk(scores, min(k, scores.shape[1]), axis=1)
-            best.append(values.numpy())
-            items.append(self.candidates[places.numpy() + start])
-        best, items = np.concatenate(best, axis=1), np.concatenate(items, axis=1)
-        order = np.argsort(-best, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(items, order, 1), np.take_along_axis(best, order, 1)
+        block = self.block(users, k=k)
+        self.rank([block])
+        return block.top()
 
-    def _scores(self, users):
-        """Yields (first candidate, <float32>[n, candidates of a chunk]) within a fixed memory."""
-        width = max(1, SCORES_AT_A_TIME // users.shape[0])
-        for start in range(0, len(self.candidates), width):
-            yield start, paddle.matmul(users, self._by_column[:, start:start + width])
+
+class Block:
+    """Some queries on their way through the items.
+
+    users: a tensor <float32>[n, dim]
+    below: <int64>[n], how many of the items that they have met score lower than their labels
+    """
+
+    def __init__(self, users, own, k):
+        """own: the labels' scores, a tensor <float32>[n, 1], or None; k: best items to keep"""
+        self.users, self.below, self._k = users, np.zeros(len(users), np.int64), k
+        self._on_cpu = users.place.is_cpu_place()
+        self._bound = None if own is None else own - TIE
+        if self._on_cpu and own is not None:
+            self._bound = self._bound.numpy()
+        self._items = np.empty((len(users), 0), np.int64)
+        self._scores = np.empty((len(users), 0), np.float32)
+
+    def meet(self, items, vectors):
+        """items: <int64>[m], that no query has met; vectors: theirs, a tensor <float32>[m, dim]"""
+        scores = paddle.matmul(self.users, vectors, transpose_y=True)
+        if not self._on_cpu:
+            if self._bound is not None:
+                self.below += paddle.sum(scores < self._bound, axis=1).numpy()
+            if self._k:
+                best, places = paddle.topk(scores, min(self._k, len(items)), axis=1)
+                self._keep(items[places.numpy()], best.numpy())
+            return
+        values = scores.numpy()
+        if self._bound is not None:
+            self.below += _count(values, self._bound)
+        if self._k:
+            self._keep_better(items, values)
+
+    def _keep_better(self, items, values):
+        """Keeps what is among the best until now. values: <float32>[n, m], the items' scores"""
+        if self._scores.shape[1] < self._k:
+            return self._keep(np.broadcast_to(items, values.shape), values)
+        row, place = np.nonzero(values > self._scores.min(axis=1, keepdims=True))
+        if len(row):
+            found = np.bincount(row, minlength=len(values))
+            column = np.arange(len(row)) - np.repeat(np.cumsum(found) - found, found)
+            best = np.full((len(values), found.max()), -np.inf, np.float32)
+            which = np.zeros(best.shape, np.int64)
+            best[row, column], which[row, column] = values[row, place], items[place]
+            self._keep(which, best)
+
+    def _keep(self, items, scores):
+        items = np.concatenate([self._items, items], axis=1)
+        scores = np.concatenate([self._scores, scores], axis=1)
+        if scores.shape[1] > self._k:
+            best = np.argpartition(-scores, self._k - 1, axis=1)[:, :self._k]
+            items, scores = (np.take_along_axis(x, best, 1) for x in (items, scores))
+        self._items, self._scores = items, scores
+
+    def top(self):
+        """As Ranker.top, of the items that the queries have met."""
+        order = np.argsort(-self._scores, axis=1, kind="stable")
+        return tuple(np.take_along_axis(x, order, 1) for x in (self._items, self._scores))
+
+
+def _count(scores, bound):
+    """How many of each row's scores are below a bound, <int64>[n]. A sum of booleans would make
+    numbers of them first: bytes of eight columns are added as one number, which holds 255 of each.
+
+    scores: <float32>[n, m], m at most 8 * 255; bound: <float32>[n, 1]
+    """
+    below = np.zeros((len(scores), -(-scores.shape[1] // 8) * 8), bool)
+    np.less(scores, bound, out=below[:, :scores.shape[1]])
+    eight = np.add.reduce(below.view(np.uint64), axis=1)
+    return eight.view(np.uint8).reshape(len(scores), 8).sum(axis=1, dtype=np.int64)
 
 
 @paddle.no_grad()
-def evaluate(encoder, queries, candidates, batch_size, on_batch=None):
+def evaluate(encoder, queries, candidates, batch_size, k=0, on_top=None):
     """The rank of each query's label among the candidates, from 1 on: <int64>[queries]. 0 where it
     has none, because the label is no candidate or no click of the session has a vector.
 
     encoder: IdEncoder
     candidates: <bool>[V], at least one, all of which have a vector
-    batch_size: queries that are ranked at a time
-    on_batch: called with (indices of queries, their user vectors, the Ranker), if given
+    batch_size: queries of a block
+    k, on_top: where k is not 0, on_top is called with (indices of queries, their k best items
+        <int64>[n, k], the scores of these <float32>[n, k]) for all queries that have a vector, in
+        order; there are at least k candidates
     """
     ranker = Ranker(encoder, candidates)
     ranks = np.zeros(len(queries.labels), np.int64)
+    batches = encode(encoder, queries, batch_size)
     with progress_bar(total=len(ranks), unit="query") as bar:
-        for batch, users in encode(encoder, queries, batch_size):
-            rankable = candidates[queries.labels[batch]]
-            if rankable.any():
-                rows = paddle.gather(users, paddle.to_tensor(np.flatnonzero(rankable)))
-                chosen = batch[rankable]
-                ranks[chosen] = ranker.rank(rows, queries.labels[chosen])
-            if on_batch:
-                on_batch(batch, users, ranker)
-            bar.update(len(batch))
+        for group in _groups(batches, max(1, USERS_AT_A_TIME // encoder.dim)):
+            is_candidate = [candidates[queries.labels[batch]] for batch, _ in group]
+            # Any candidate in place of a label that is none.
+            blocks = [ranker.block(users, np.where(rankable, queries.labels[batch],
+                                                   ranker.candidates[0]), k)
+                      for (batch, users), rankable in zip(group, is_candidate)]
+            ranker.rank(blocks)
+            for (batch, _), rankable, block in zip(group, is_candidate, blocks):
+                ranks[batch] = np.where(rankable, len(ranker.candidates) - block.below, 0)
+                if k:
+                    on_top(batch, *block.top())
+            bar.update(sum(len(batch) for batch, _ in group))
     return ranks
+
+
+def _groups(batches, most):
+    """Yields lists of batches, as encode yields them, of about so many queries."""
+    group, size = [], 0
+    for batch, users in batches:
+        group.append((batch, users))
+        size += len(batch)
+        if size >= most:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 class ModelRecommender:
@@ -186,10 +276,9 @@ class ModelRecommender:
         k = min(k, np.count_nonzero(candidates))
         top = np.full((len(queries.labels), k), -1, np.int32)
 
-        def keep(batch, users, ranker):
-            items, scores = ranker.top(users, k)
+        def keep(batch, items, scores):
             top[batch] = items
             if on_top:
                 on_top(batch, items, scores)
-        ranks = evaluate(self.encoder, queries, candidates, self.batch_size, keep if k else None)
+        ranks = evaluate(self.encoder, queries, candidates, self.batch_size, k, keep)
         return Answers(self.name, ranks, top)
