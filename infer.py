@@ -61,7 +61,7 @@ def parse_args(argv=None):
     add("--best", action="store_true", help="evaluate the epoch that was the best on train.py's "
         "--valid_dir, in place of --start_index to --last_index")
     add("--use_cuda", type=number(int, 0, 1), default=0, help="1 for a GPU")
-    add("--batch_size", type=positive, default=50, help="queries at a time")
+    add("--batch_size", type=positive, default=256, help="queries at a time")
     for names in (("--hid_size", "--hidden_size"), ("--emb_size", "--embedding_dim")):
         add(*names, dest=names[1][2:], type=positive, help="as in the checkpoint, so it need not "
             "be given; another value is an error")

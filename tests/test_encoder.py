@@ -147,10 +147,9 @@ def users_of_evaluation(encoder, data, positions):
     queries = make_queries(data, encoder.has_vector, positions)
     users = [None] * len(queries.labels)
 
-    def keep(batch, vectors, ranker):
+    for batch, vectors in ranking.encode(encoder, queries, 7):
         for query, vector in zip(batch, vectors.numpy()):
             users[query] = vector
-    ranking.evaluate(encoder, queries, encoder.has_vector, 7, keep)
     return users
 
 

@@ -92,10 +92,10 @@ def test_ranks_and_best_items_by_brute_force(sessions, max_len, k, repeats):
     candidates = encoder.has_vector & (np.arange(12) != 3)  # 3 is clicked, and no answer
     best = {}
 
-    def keep(batch, users, ranker, own):
-        items, scores = ranker.top(users, k, own)
+    def keep(batch, items, scores):
         best.update(zip(batch.tolist(), zip(items.tolist(), scores.tolist())))
-    ranks = ranking.evaluate(encoder, queries, candidates, 3, keep)
+    k = min(k, np.count_nonzero(candidates))
+    ranks = ranking.evaluate(encoder, queries, candidates, 3, k, keep)
     prefixes = [session[:end] for session in sessions for end in range(1, len(session))]
     for number, (prefix, label) in enumerate(zip(prefixes, queries.labels)):
         if not any(encoder.has_vector[item] for item in prefix):

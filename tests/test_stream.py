@@ -24,6 +24,7 @@ from ssr.news import (
     read_scoring,
     write_scoring,
 )
+from ssr.news.question import Question
 from ssr.news.replay import replay
 from ssr.news.scoring import (
     COUNT_FLOOR,
@@ -144,6 +145,60 @@ def test_the_score_is_what_the_equations_say(steps, session, later):
     assert found.keys() == expected.keys()
     for item, score in expected.items():
         assert found[item] == pytest.approx(score, abs=2e-4)
+
+
+@st.composite
+def scorings(draw):
+    """Any weights, small ones, large ones and those of the package."""
+    weight = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 1e-6, 1e6]), st.floats(-5, 5))
+    share = st.one_of(st.sampled_from([0.0, 1.0, 1e6]), st.floats(0, 50))
+    many = st.tuples(share, share)
+    return draw(st.one_of(st.just(Scoring()), st.just(SCORING), st.builds(
+        Scoring, weight, weight, st.tuples(*[weight] * len(WINDOWS)), weight, share, many, many,
+        share)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(clicks_of, scorings(), st.lists(st.integers(0, 8), max_size=4), st.integers(1, 8),
+       st.sampled_from([0, 0.5, 30, 70, 4000]), st.integers(0, 3))
+def test_passing_over_articles_changes_nothing(steps, scoring, session, k, later, leaders):
+    """What is asked after each click is the best, and the rank, of all scores, in their order; no
+    article is scored first unless it must be."""
+    state = Stream(DIM, vector_of)
+    with mock.patch.multiple("ssr.news.question", LEADERS=leaders, MARKED=3):
+        for item, before, now, user in played(steps):
+            state.advance(now)
+            for asked_at in (now, now + later):
+                question = state._ask(user, session, asked_at, scoring)
+                candidates = state.candidates(session, asked_at)
+                rows = np.flatnonzero(candidates)
+                scores = question.scores(rows)
+                best = np.lexsort((rows, -scores))[:k]
+                found, found_scores = question.best(candidates, k)
+                assert found.tolist() == rows[best].tolist()
+                assert found_scores.tolist() == scores[best].tolist()
+                for row, score in zip(rows, scores):
+                    assert question.rank(row, candidates) == np.count_nonzero(scores >= score)
+            state.click(item, before, now, user)
+
+
+def test_few_of_many_articles_are_scored():
+    random = np.random.default_rng(0)
+    state, scored = Stream(DIM), []
+    for number in range(20_000):
+        item = int(2000 * random.random() ** 3)
+        state.click(item, [int(random.integers(2000))], number, np.ones(DIM, np.float32) / 2)
+    state.advance(20_001)
+    user, rest = normalized(np.arange(DIM) - 1.0).astype(np.float32), Question._rest
+
+    def counting(question, rows):
+        scored.append(len(rows))
+        return rest(question, rows)
+    ids, scores = state.scores(user, [3], 20_001, Scoring())
+    with mock.patch.object(Question, "_rest", counting):
+        best, _ = state.top(user, [3], 20_001, Scoring(), 20)
+    assert set(best) == set(ids[np.argsort(-scores)[:20]])
+    assert sum(scored) < len(ids) / 3
 
 
 def test_a_click_is_seen_by_what_asks_later_and_not_at_its_own_time():

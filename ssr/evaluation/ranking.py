@@ -1,9 +1,13 @@
 """Exact evaluation: the rank of every click that came next, among all items, in bounded memory.
 
-All item vectors are computed once; a query is one product with them. An item without a vector is no
-candidate; as a label it counts as a miss, as a click it is skipped. Ties count against the model,
-so that one whose scores have collapsed looks as bad as it is. Items that the session has clicked
-score as ssr.retrieval.repeats says, if the model has such a score.
+Queries are encoded, and then meet the items: a block of both at a time, small enough that its
+scores are still in the cache when they are compared. The items' vectors are made on the way, once
+for some ten thousand queries, so that there is no second table beside the model's.
+
+An item without a vector is no candidate; as a label it counts as a miss, as a click it is skipped.
+Ties count against the model, so that one whose scores have collapsed looks as bad as it is. Items
+that the session has clicked score as ssr.retrieval.repeats says, if the model has such a score:
+they are ranked by their cosines with all others, and then put right.
 """
 
 from __future__ import annotations
@@ -15,10 +19,11 @@ import numpy as np
 from reader import ragged_arange
 from ssr.evaluation.queries import Answers
 from ssr.progress import progress_bar
-from ssr.retrieval.encoder import ITEMS_AT_A_TIME
 from ssr.runtime import paddle
 
-SCORES_AT_A_TIME = 1 << 22  # 16 MB: the scores of a batch are computed over this many pairs
+SCORES_AT_A_TIME = 1 << 18  # 1 MB, the second cache of a core: pairs of a block
+SCORES_ON_GPU = 1 << 22
+USERS_AT_A_TIME = 1 << 23  # 32 MB: numbers of the users' vectors that meet the items together
 CLICKS_AT_A_TIME = 1 << 14  # sessions are encoded in groups of about this size
 TIE = 1e-6  # cosines closer than this are equal: it is what rounding does to a sum of products
 
@@ -95,128 +100,222 @@ def encode(encoder, queries, batch_size):
 class Ranker:
     """Ranks the candidates for sessions, exactly.
 
-    is_candidate: <bool>[V]; candidates: <int64>[candidates], their ids
+    candidates: <int64>[candidates], their ids
     """
 
     def __init__(self, encoder, candidates):
         """encoder: IdEncoder; candidates: <bool>[V], at least one, all of which have a vector"""
-        self.is_candidate, self.candidates = candidates, np.flatnonzero(candidates)
-        chunks = np.array_split(self.candidates, -(-len(self.candidates) // ITEMS_AT_A_TIME))
-        self._vectors = paddle.concat([encoder.model.encode_item(encoder.embed(chunk))
-                                       for chunk in chunks])
-        self._by_column = self._vectors.t().contiguous()  # as the product reads it
-        self._repeats = encoder.repeats
-        self._place = np.cumsum(candidates) - 1
+        self.candidates, self._encoder = np.flatnonzero(candidates), encoder
 
-    def places(self, items):
-        """Where items stand among the candidates, all of which they are: numpy <int64>[n]."""
-        return self._place[items]
+    def rank(self, blocks):
+        """Lets Blocks meet all candidates."""
+        size = max(len(block.users) for block in blocks)
+        on_cpu = blocks[0].users.place.is_cpu_place()
+        width = (SCORES_AT_A_TIME if on_cpu else SCORES_ON_GPU) // size
+        # A block on a CPU counts in bytes (_count).
+        width = max(8, min(width, 8 * 255) // 8 * 8) if on_cpu else max(1, width)
+        for start in range(0, len(self.candidates), width):
+            items = self.candidates[start:start + width]
+            vectors = self.vectors(items)
+            for block in blocks:
+                block.meet(items, vectors)
+
+    def vectors(self, items):
+        """Their vectors, a tensor <float32>[n, dim]. items: <int64>[n], candidates all of them"""
+        return self._encoder.model.encode_item(self._encoder.embed(items))
 
     def cosines(self, users, items):
         """Of each user with an item of its own: numpy <float32>[n]. users: <float32>[n, dim];
-        items: numpy <int64>[n], candidates all of them"""
+        items: as of vectors"""
         if not len(items):
             return np.zeros(0, np.float32)
-        vectors = paddle.gather(self._vectors, paddle.to_tensor(self.places(items)))
-        return paddle.sum(users * vectors, axis=1).numpy()
+        return paddle.sum(users * self.vectors(items), axis=1).numpy()
 
-    def rank(self, users, labels, own=None):
-        """How many candidates score as high as the label or higher, itself among them.
-
-        users: <float32>[n, dim]; labels: numpy <int64>[n], candidates all of them
-        own: OwnItems of the users, candidates all of them; None where these score as all others
-        returns numpy <int64>[n]
-        """
-        bounds = self.cosines(users, labels)
+    def block(self, users, labels=None, k=0, own=None):
+        """A Block of queries. labels: <int64>[n], candidates all of them, None where no rank is
+        asked for; own: OwnItems of the queries, candidates all of them, None where these score as
+        all others; otherwise as Block"""
+        bounds, scored = None, None
         if own is not None:
-            cosines, scores = self._score_own(users, own)
-            is_label = own.items == labels[own.rows]
-            bounds[own.rows[is_label]] = scores[is_label]
-        bounds -= TIE
-        column = paddle.to_tensor(bounds[:, None])
-        below = sum(paddle.sum(scores < column, axis=1).numpy()
-                    for _, scores in self.scores(users))
-        if own is not None:  # they were counted by their cosines
-            bounds = bounds[own.rows]
-            np.add.at(below, own.rows, (scores < bounds).astype(int) - (cosines < bounds))
-        # Not "those at or above": a score that is not a number is above nothing and below nothing.
-        return len(self.candidates) - below
+            cosines = self.cosines(paddle.gather(users, paddle.to_tensor(own.rows)), own.items)
+            scored = _Scored(own.rows, own.items, cosines, self._encoder.repeats(cosines, own))
+        if labels is not None:
+            bounds = self.cosines(users, labels)
+            if own is not None:
+                is_label = own.items == labels[own.rows]
+                bounds[own.rows[is_label]] = scored.scores[is_label]
+        return Block(users, bounds, k, scored)
 
-    def top(self, users, k, own=None):
+    def top(self, users, k):
         """The k best candidates, or all where there are fewer: their ids numpy <int64>[n, k] and
-        scores numpy <float32>[n, k], best first. users, own: as of rank"""
-        k = min(k, len(self.candidates))
-        wanted = k if own is None else k + int(np.bincount(own.rows, minlength=1).max())
-        best, items = [], []
-        for start, scores in self.scores(users):
-            values, places = paddle.topk(scores, min(wanted, scores.shape[1]), axis=1)
-            best.append(values.numpy())
-            items.append(self.candidates[places.numpy() + start])
-        best, items = np.concatenate(best, axis=1), np.concatenate(items, axis=1)
-        if own is not None:
-            best, items = self._with_own(users, own, best, items)
-        order = np.argsort(-best, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(items, order, 1), np.take_along_axis(best, order, 1)
-
-    def _score_own(self, users, own):
-        """The cosines of OwnItems and their scores: numpy <float32>[n] each."""
-        cosines = self.cosines(paddle.gather(users, paddle.to_tensor(own.rows)), own.items)
-        return cosines, self._repeats(cosines, own)
-
-    def _with_own(self, users, own, best, items):
-        """Candidates and their scores, with each OwnItem once, by its own score."""
-        _, scores = self._score_own(users, own)
-        best[_contains(own, items)] = -np.inf
-        counts = np.bincount(own.rows, minlength=len(items))
-        column = ragged_arange(np.zeros_like(counts), counts)
-        more = np.full((len(items), counts.max(initial=0)), -np.inf, np.float32)
-        more_items = np.zeros(more.shape, np.int64)
-        more[own.rows, column], more_items[own.rows, column] = scores, own.items
-        return np.concatenate([best, more], axis=1), np.concatenate([items, more_items], axis=1)
-
-    def scores(self, users):
-        """Yields (first candidate, <float32>[n, candidates of a chunk]) within a fixed memory."""
-        width = max(1, SCORES_AT_A_TIME // users.shape[0])
-        for start in range(0, len(self.candidates), width):
-            yield start, paddle.matmul(users, self._by_column[:, start:start + width])
+        scores numpy <float32>[n, k], best first. users: <float32>[n, dim]"""
+        block = self.block(users, k=k)
+        self.rank([block])
+        return block.top()
 
 
-def _contains(own, items):
-    """Which items are among the OwnItems of their row: <bool>[n, m]. items: <int64>[n, m]"""
-    width = max(items.max(initial=0), own.items.max(initial=0)) + 1
-    rows = np.arange(len(items))[:, None]
-    return np.isin(rows * width + items, own.rows * width + own.items)
+class _Scored(NamedTuple):
+    """Items that score otherwise than by their cosine: rows, items as of OwnItems; cosines, scores:
+    <float32>[n]"""
+
+    rows: np.ndarray
+    items: np.ndarray
+    cosines: np.ndarray
+    scores: np.ndarray
+
+    def contains(self, items):
+        """Which items are among these in their row: <bool>[n, m]. items: <int64>[n, m]"""
+        width = max(items.max(initial=0), self.items.max(initial=0)) + 1
+        rows = np.arange(len(items))[:, None]
+        return np.isin(rows * width + items, self.rows * width + self.items)
+
+    def as_table(self, rows):
+        """(items <int64>[rows, m], scores <float32>[rows, m]), filled up with scores of -inf."""
+        counts = np.bincount(self.rows, minlength=rows)
+        scores = np.full((rows, counts.max(initial=0)), -np.inf, np.float32)
+        items = np.zeros(scores.shape, np.int64)
+        place = self.rows, ragged_arange(np.zeros_like(counts), counts)
+        items[place], scores[place] = self.items, self.scores
+        return items, scores
+
+
+class Block:
+    """Some queries on their way through the items.
+
+    users: a tensor <float32>[n, dim]
+    """
+
+    def __init__(self, users, bounds, k, own=None):
+        """bounds: the labels' scores, numpy <float32>[n], or None; k: best items to keep; own:
+        _Scored, or None"""
+        self.users, self._below, self._wanted = users, np.zeros(len(users), np.int64), k
+        self._own = own
+        # Any of its own may have to leave the best again.
+        self._k = k if own is None or not k else k + int(np.bincount(own.rows, minlength=1).max())
+        self._on_cpu = users.place.is_cpu_place()
+        self._bound = None if bounds is None else bounds[:, None] - np.float32(TIE)
+        if self._bound is not None and not self._on_cpu:
+            self._bound = paddle.to_tensor(self._bound)
+        self._items = np.empty((len(users), 0), np.int64)
+        self._scores = np.empty((len(users), 0), np.float32)
+
+    def meet(self, items, vectors):
+        """items: <int64>[m], that no query has met; vectors: theirs, a tensor <float32>[m, dim]"""
+        scores = paddle.matmul(self.users, vectors, transpose_y=True)
+        if not self._on_cpu:
+            if self._bound is not None:
+                self._below += paddle.sum(scores < self._bound, axis=1).numpy()
+            if self._k:
+                best, places = paddle.topk(scores, min(self._k, len(items)), axis=1)
+                self._keep(items[places.numpy()], best.numpy())
+            return
+        values = scores.numpy()
+        if self._bound is not None:
+            self._below += _count(values, self._bound)
+        if self._k:
+            self._keep_better(items, values)
+
+    def _keep_better(self, items, values):
+        """Keeps what is among the best until now. values: <float32>[n, m], the items' scores"""
+        if self._scores.shape[1] < self._k:
+            return self._keep(np.broadcast_to(items, values.shape), values)
+        row, place = np.nonzero(values > self._scores.min(axis=1, keepdims=True))
+        if len(row):
+            found = np.bincount(row, minlength=len(values))
+            column = np.arange(len(row)) - np.repeat(np.cumsum(found) - found, found)
+            best = np.full((len(values), found.max()), -np.inf, np.float32)
+            which = np.zeros(best.shape, np.int64)
+            best[row, column], which[row, column] = values[row, place], items[place]
+            self._keep(which, best)
+
+    def _keep(self, items, scores):
+        items = np.concatenate([self._items, items], axis=1)
+        scores = np.concatenate([self._scores, scores], axis=1)
+        if scores.shape[1] > self._k:
+            best = np.argpartition(-scores, self._k - 1, axis=1)[:, :self._k]
+            items, scores = (np.take_along_axis(x, best, 1) for x in (items, scores))
+        self._items, self._scores = items, scores
+
+    def below(self):
+        """How many of the items that the queries have met score lower than their labels:
+        <int64>[n]."""
+        if self._own is None:
+            return self._below
+        below, own = self._below.copy(), self._own
+        bound = np.asarray(self._bound)[own.rows, 0]
+        np.add.at(below, own.rows, (own.scores < bound).astype(int) - (own.cosines < bound))
+        return below
+
+    def top(self):
+        """As Ranker.top, of the items that the queries have met."""
+        items, scores = self._items, self._scores
+        if self._own is not None:
+            others = np.where(self._own.contains(items), -np.inf, scores)
+            items, scores = (np.concatenate(pair, axis=1) for pair in zip(
+                (items, others), self._own.as_table(len(items))))
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :self._wanted]
+        return tuple(np.take_along_axis(x, order, 1) for x in (items, scores))
+
+
+def _count(scores, bound):
+    """How many of each row's scores are below a bound, <int64>[n]. A sum of booleans would make
+    numbers of them first: bytes of eight columns are added as one number, which holds 255 of each.
+
+    scores: <float32>[n, m], m at most 8 * 255; bound: <float32>[n, 1]
+    """
+    below = np.zeros((len(scores), -(-scores.shape[1] // 8) * 8), bool)
+    np.less(scores, bound, out=below[:, :scores.shape[1]])
+    eight = np.add.reduce(below.view(np.uint64), axis=1)
+    return eight.view(np.uint8).reshape(len(scores), 8).sum(axis=1, dtype=np.int64)
 
 
 @paddle.no_grad()
-def evaluate(encoder, queries, candidates, batch_size, on_batch=None):
+def evaluate(encoder, queries, candidates, batch_size, k=0, on_top=None):
     """The rank of each query's label among the candidates, from 1 on: <int64>[queries]. 0 where it
     has none, because the label is no candidate or no click of the session has a vector.
 
     encoder: IdEncoder
     candidates: <bool>[V], at least one, all of which have a vector
-    batch_size: queries that are ranked at a time
-    on_batch: called with (indices of queries, their user vectors, the Ranker, their OwnItems or
-        None), if given
+    batch_size: queries of a block
+    k, on_top: where k is not 0, on_top is called with (indices of queries, their k best items
+        <int64>[n, k], the scores of these <float32>[n, k]) for all queries that have a vector, in
+        order; there are at least k candidates
     """
-    def own_items(asked):
+    def own_items(batch):
         if encoder.repeats is None:
             return None
-        return queries.own_items(asked, encoder.max_len, candidates)
+        return queries.own_items(batch, encoder.max_len, candidates)
 
     ranker = Ranker(encoder, candidates)
     ranks = np.zeros(len(queries.labels), np.int64)
+    batches = encode(encoder, queries, batch_size)
     with progress_bar(total=len(ranks), unit="query") as bar:
-        for batch, users in encode(encoder, queries, batch_size):
-            rankable = candidates[queries.labels[batch]]
-            if rankable.any():
-                rows = paddle.gather(users, paddle.to_tensor(np.flatnonzero(rankable)))
-                chosen = batch[rankable]
-                ranks[chosen] = ranker.rank(rows, queries.labels[chosen], own_items(chosen))
-            if on_batch:
-                on_batch(batch, users, ranker, own_items(batch))
-            bar.update(len(batch))
+        for group in _groups(batches, max(1, USERS_AT_A_TIME // encoder.dim)):
+            is_candidate = [candidates[queries.labels[batch]] for batch, _ in group]
+            # Any candidate in place of a label that is none.
+            blocks = [ranker.block(users, np.where(rankable, queries.labels[batch],
+                                                   ranker.candidates[0]), k, own_items(batch))
+                      for (batch, users), rankable in zip(group, is_candidate)]
+            ranker.rank(blocks)
+            for (batch, _), rankable, block in zip(group, is_candidate, blocks):
+                ranks[batch] = np.where(rankable, len(ranker.candidates) - block.below(), 0)
+                if k:
+                    on_top(batch, *block.top())
+            bar.update(sum(len(batch) for batch, _ in group))
     return ranks
+
+
+def _groups(batches, most):
+    """Yields lists of batches, as encode yields them, of about so many queries."""
+    group, size = [], 0
+    for batch, users in batches:
+        group.append((batch, users))
+        size += len(batch)
+        if size >= most:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 class ModelRecommender:
@@ -241,10 +340,9 @@ class ModelRecommender:
         k = min(k, np.count_nonzero(candidates))
         top = np.full((len(queries.labels), k), -1, np.int32)
 
-        def keep(batch, users, ranker, own):
-            items, scores = ranker.top(users, k, own)
+        def keep(batch, items, scores):
             top[batch] = items
             if on_top:
                 on_top(batch, items, scores)
-        ranks = evaluate(self.encoder, queries, candidates, self.batch_size, keep if k else None)
+        ranks = evaluate(self.encoder, queries, candidates, self.batch_size, k, keep)
         return Answers(self.name, ranks, top)

@@ -17,7 +17,7 @@ from ssr.runtime import paddle
 
 PAIRS = 1 << 30  # of a query and an item, at most so many are scored
 FEWEST = 500  # queries, however many items there are
-BATCH_SIZE = 200  # queries at a time
+BATCH_SIZE, ITEMS_AT_A_TIME = 200, 2048  # of a block, whose scores stay in the cache
 STEP = 2.0  # of the temperatures between which the sum over the other items is interpolated
 SCALES = STEP * np.arange(2, 17)
 TINY = 1e-30  # where a session has clicked all candidates
@@ -65,40 +65,48 @@ def _collect(encoder, queries):
     """The _Examples of those queries whose label has a vector, None where there is none."""
     candidates = encoder.has_vector
     ranker = Ranker(encoder, candidates)
-    room = max(FEWEST, PAIRS // np.count_nonzero(candidates))
-    parts = []
-    for batch, users in encode(encoder, queries, BATCH_SIZE):
-        rankable = candidates[queries.labels[batch]]
-        if rankable.any():
-            users = paddle.gather(users, paddle.to_tensor(np.flatnonzero(rankable)))
-            parts.append(_examples_of(ranker, users, queries, batch[rankable], encoder.max_len))
-            room -= len(parts[-1].label)
-        if room <= 0:
-            break
-    if not parts:
+    asked, users = _encode(encoder, queries, max(FEWEST, PAIRS // len(ranker.candidates)))
+    if not len(asked):
         return None
-    sizes = [len(part.label) for part in parts]
-    shifts = np.cumsum([0, *sizes])
-    return _Examples(*(np.concatenate(values) for values in zip(*(
-        part._replace(rows=part.rows + shift) for part, shift in zip(parts, shifts)))))
-
-
-def _examples_of(ranker, users, queries, asked, max_len):
-    own = queries.own_items(asked, max_len, ranker.is_candidate)
-    labels = queries.labels[asked]
-    cosines = ranker.cosines(paddle.gather(users, paddle.to_tensor(own.rows)), own.items)
+    own, labels = queries.own_items(asked, encoder.max_len, candidates), queries.labels[asked]
+    cosines = ranker.cosines(paddle.to_tensor(users[own.rows]), own.items)
     is_label = own.items == labels[own.rows]
-    label = ranker.cosines(users, labels).astype(np.float64)
+    label = ranker.cosines(paddle.to_tensor(users), labels).astype(np.float64)
     label[own.rows[is_label]] = 0
-    others = np.zeros((len(asked), len(SCALES)))
-    places = ranker.places(own.items)
-    for start, scores in ranker.scores(users):
-        scores = scores.numpy()
-        here = (places >= start) & (places < start + scores.shape[1])
-        scores[own.rows[here], places[here] - start] = -np.inf
-        others += _sums_of_exponentials(scores)
-    return _Examples(np.log(np.maximum(others, TINY)), label, own.rows, cosines.astype(np.float64),
+    others = np.log(np.maximum(_sums_over_others(ranker, users, own), TINY))
+    return _Examples(others, label, own.rows, cosines.astype(np.float64),
                      features_of(cosines, own), is_label)
+
+
+def _encode(encoder, queries, most):
+    """(<int64>[n], at most about so many queries whose label has a vector; <float32>[n, dim], their
+    user vectors)"""
+    asked, users = [np.zeros(0, np.int64)], [np.zeros((0, encoder.dim), np.float32)]
+    for batch, vectors in encode(encoder, queries, BATCH_SIZE):
+        chosen = encoder.has_vector[queries.labels[batch]]
+        asked.append(batch[chosen])
+        users.append(vectors.numpy()[chosen])
+        most -= np.count_nonzero(chosen)
+        if most <= 0:
+            break
+    return np.concatenate(asked), np.concatenate(users)
+
+
+def _sums_over_others(ranker, users, own):
+    """For each of SCALES the sum of exp(scale * cosine) over all candidates but the own items:
+    <float64>[n, SCALES]."""
+    sums = np.zeros((len(users), len(SCALES)))
+    place = np.searchsorted(ranker.candidates, own.items)
+    for start in range(0, len(ranker.candidates), ITEMS_AT_A_TIME):
+        vectors = ranker.vectors(ranker.candidates[start:start + ITEMS_AT_A_TIME]).numpy()
+        for first in range(0, len(users), BATCH_SIZE):
+            scores = users[first:first + BATCH_SIZE] @ vectors.T
+            here = slice(*np.searchsorted(own.rows, [first, first + len(scores)]))
+            rows, columns = own.rows[here] - first, place[here] - start
+            inside = (columns >= 0) & (columns < len(vectors))
+            scores[rows[inside], columns[inside]] = -np.inf
+            sums[first:first + len(scores)] += _sums_of_exponentials(scores)
+    return sums
 
 
 def _sums_of_exponentials(scores):

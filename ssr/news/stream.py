@@ -36,18 +36,8 @@ import numpy as np
 
 from ssr.news import saved
 from ssr.news.articles import Articles
-from ssr.news.scoring import (
-    COUNT_FLOOR,
-    LAGS,
-    LINK_FLOOR,
-    PASSAGES,
-    READERS,
-    SHARE_WINDOW,
-    SHRINK,
-    WINDOWS,
-    Features,
-    Scoring,
-)
+from ssr.news.question import Question, normalized
+from ssr.news.scoring import LAGS, PASSAGES, READERS, WINDOWS, Scoring
 from ssr.news.transitions import Transitions
 
 AGE = 86400.0  # seconds after its last click that an article is a candidate
@@ -55,12 +45,7 @@ COMMON = 20000  # the mean of all users forgets: its newest term counts for 1/20
 COMPACT_EVERY = 3600.0  # seconds of the clock
 SWEEP_AT_A_TIME = 16  # articles whose transitions advance brings up to date after that
 REBASE_AFTER = 100.0 * min(WINDOWS + PASSAGES)  # seconds; exp(+age/w) must not overflow
-_WINDOWS, _PASSAGES = np.array(WINDOWS), np.array(PASSAGES)
-
-
-def normalized(x):
-    """Rows of length 1; zeros stay: <float32>[..., dim]."""
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
+_WINDOWS, _DECAYS = np.array(WINDOWS), np.array(WINDOWS + PASSAGES)
 
 
 class Waiting(NamedTuple):
@@ -92,6 +77,7 @@ class Stream:
         self.base = None  # the moment at which a click counts 1
         self.common = np.zeros(dim, np.float32)  # mean of all users' vectors
         self.users = 0  # how many went into it
+        self.ceiling = None  # of the newest questions (question.py)
         self._waiting = []  # a heap of Waiting: what the clock has not passed yet
         self._number = itertools.count()
 
@@ -146,6 +132,7 @@ class Stream:
         self.restore(item)
         if vector is not None:
             self.articles.content[row], self.articles.has_content[row] = vector, 1
+        self._mark_changed(row)
 
     def withdraw(self, item):
         """The article is no candidate any more, however often it is clicked."""
@@ -165,18 +152,24 @@ class Stream:
     def _apply(self, item, previous, time, user):
         self._rebase(time)
         articles, row = self.articles, self._row(item, time)
+        self._mark_changed(row)
         articles.last_click[row] = max(articles.last_click[row], time)
         if item in previous:
             return
-        articles.clicks[row] += np.exp((time - self.base) / _WINDOWS)
+        worth = np.exp((time - self.base) / _DECAYS)
+        articles.clicks[row] += worth[:len(WINDOWS)]
         if user is not None:
             self._read(row, user)
-        worth = np.exp((time - self.base) / _PASSAGES)
+        worth = worth[len(WINDOWS):]
         seen = set()
         for lag, source in enumerate(reversed(previous), 1):
             if source not in seen:
                 seen.add(source)
                 self.transitions.add(self._row(int(source), time), row, worth / lag)
+
+    def _mark_changed(self, row):
+        if self.ceiling is not None:
+            self.ceiling.mark(row)
 
     def _read(self, row, user):
         """A reader's vector goes into the mean of the article and that of all."""
@@ -184,8 +177,9 @@ class Stream:
         self.users += 1
         self.common += (user - self.common) / min(self.users, COMMON)
         articles.readers[row] = n = articles.readers[row] + 1
-        articles.mean[row] += (user - self.common - articles.mean[row]) / min(n, READERS)
-        articles.direction[row] = normalized(articles.mean[row])
+        mean = articles.mean[row]
+        mean += (user - self.common - mean) / min(n, READERS)
+        articles.direction[row] = normalized(mean)
 
     def _row(self, item, time):
         """The row of an article, a new one if need be."""
@@ -218,7 +212,7 @@ class Stream:
     def _start_compaction(self, now):
         """From here on all answers are those of the smaller state, and the transitions of each
         article are brought up to date when they are next needed, or by advance."""
-        self.compacted = now
+        self.compacted, self.ceiling = now, None
         new_rows = self.articles.remove(self.articles.older(now - self.age))
         self.transitions.compact(new_rows, now - self.age)
 
@@ -230,64 +224,11 @@ class Stream:
         user: <float32>[dim], None where the session has no vector
         session: its items, the newest last
         """
+        return self._ask(user, session, now, Scoring()).features()
+
+    def _ask(self, user, session, now, scoring):
         self.advance(now)
-        return self._features(user, session, now, Scoring(readers=1.0, content=1.0))
-
-    def _features(self, user, session, now, scoring):
-        """Those of readers and content are computed where their weights are not 0."""
-        features = Features.zeros(self.articles.used)
-        since = (self.base or 0.0) - now
-        if user is not None and self.users:
-            self._compare(features, normalized(user - self.common), scoring)
-        self._count(features, since)
-        self._follow(features, session, since)
-        features.part("floor")[:] = 1
-        return features
-
-    def _compare(self, features, direction, scoring):
-        """With readers and content. direction: of the user, <float32>[dim]"""
-        articles, n = self.articles, self.articles.used
-        trust = articles.readers[:n] / (articles.readers[:n] + SHRINK)
-        if scoring.readers:
-            cosine, = features.part("readers")
-            cosine[:] = articles.direction[:n] @ direction
-            cosine *= trust
-        if scoring.content:
-            product, = features.part("content")
-            product[:] = articles.content[:n] @ direction
-            product -= articles.has_content[:n] * (self.common @ direction)
-            product *= 1 - trust
-
-    def _count(self, features, since):
-        """With popularity. since: `base`, in seconds after the moment that is asked at"""
-        counts = features.part("power")
-        counts[:] = (self.articles.clicks[:self.articles.used] * np.exp(since / _WINDOWS)).T
-        features.part("share")[0] = counts[SHARE_WINDOW] / max(counts[SHARE_WINDOW].sum(), 1e-9)
-        counts += np.float32(COUNT_FLOOR)
-        np.log(counts, out=counts)
-
-    def _follow(self, features, session, since):
-        """With the transitions from the session's clicks. since: as in _count"""
-        decay = np.exp(since / _PASSAGES)
-        last, earlier = features.part("last"), features.part("earlier")
-        for lag, item in enumerate(reversed(session[-LAGS:]), 1):
-            source = self.articles.rows.get(item)
-            targets = None if source is None else self.transitions.of(source)
-            if targets is not None:
-                rows, counts = targets
-                (last if lag == 1 else earlier)[:, rows] += (counts * (decay / lag)).T
-        features.part("followed")[0] = np.log(last[-1] + np.float32(LINK_FLOOR))
-
-    def _scores(self, user, session, now, scoring, exclude_session=True, among=None):
-        """<float32>[rows], -inf for what is no candidate. among: as in top"""
-        self.advance(now)
-        score = self._features(user, session, now, scoring).score(*scoring.weights())
-        mask = self.candidates(session if exclude_session else (), now)
-        if among is not None:
-            rows = np.flatnonzero(mask)
-            mask[rows] = among(self.articles.ids[rows])
-        score[~mask] = -np.inf
-        return score
+        return Question(self, user, session, now, scoring)
 
     def candidates(self, session, now):
         """<bool>[rows]: clicked in the last `age` seconds, not withdrawn, not in the session."""
@@ -297,14 +238,22 @@ class Stream:
         mask[[articles.rows[item] for item in session if item in articles.rows]] = False
         return mask
 
+    def _candidates(self, session, now, exclude_session, among):
+        """As candidates. exclude_session, among: as in top"""
+        mask = self.candidates(session if exclude_session else (), now)
+        if among is not None:
+            rows = np.flatnonzero(mask)
+            mask[rows] = among(self.articles.ids[rows])
+        return mask
+
     def scores(self, user, session, now, scoring, exclude_session=True, among=None):
         """(ids <int64>[n], scores <float32>[n]) of the candidates at a moment, in no order.
 
         user, session, now: as in features; exclude_session, among: as in top
         """
-        score = self._scores(user, session, now, scoring, exclude_session, among)
-        chosen = np.flatnonzero(score > -np.inf)
-        return self.articles.ids[chosen], score[chosen]
+        question = self._ask(user, session, now, scoring)
+        rows = np.flatnonzero(self._candidates(session, now, exclude_session, among))
+        return self.articles.ids[rows], question.scores(rows)
 
     def top(self, user, session, now, scoring, k, exclude_session=True, among=None):
         """The best k of scores, the best first.
@@ -312,22 +261,16 @@ class Stream:
         exclude_session: whether the session's articles are no candidates
         among: <int64>[n] -> <bool>[n], whether an id may be one; None: all may
         """
-        ids, score = self.scores(user, session, now, scoring, exclude_session, among)
-        if len(ids) > k:
-            best = np.argpartition(-score, k)[:k]
-            ids, score = ids[best], score[best]
-        order = np.argsort(-score, kind="stable")
-        return ids[order], score[order]
+        question = self._ask(user, session, now, scoring)
+        rows, scores = question.best(self._candidates(session, now, exclude_session, among), k)
+        return self.articles.ids[rows], scores
 
     def rank(self, label, user, session, now, scoring):
         """1 + the other candidates that score as high as the label or higher; 0 where the label is
         no candidate."""
-        score = self._scores(user, session, now, scoring)
-        row = self.articles.rows.get(label)
-        if row is None or score[row] == -np.inf:
-            return 0
-        # Not "those at or above": a score that is not a number is below nothing.
-        return len(score) - int(np.count_nonzero(score < score[row]))
+        question = self._ask(user, session, now, scoring)
+        row, candidates = self.articles.rows.get(label), self.candidates(session, now)
+        return 0 if row is None or not candidates[row] else question.rank(row, candidates)
 
     def volume(self, now):
         """How many clicks there were lately, each worth exp(-age / w), w the longest of WINDOWS."""
