@@ -212,15 +212,16 @@ def load_state(model_dir, epoch, suffix):
 def load_parameters(model, model_dir, epoch):
     """Loads the parameters of a checkpoint into a model. Raises SetupError, also where they are not
     those of such a model."""
-    saved = load_state(model_dir, epoch, ".pdparams")
-    check_parameters(saved, model.state_dict(), os.path.join(model_dir, f"epoch_{epoch}.pdparams"))
+    path = checked_state(model_dir, epoch, ".pdparams")
+    saved = load_arrays(path)  # no tensors: they would be another copy of the table
+    check_parameters(saved, model.state_dict(), path)
     model.set_state_dict(saved)
 
 
 def check_parameters(saved, wanted, path):
     """Raises SetupError where the state dict of a file has not the names and shapes of a model's.
 
-    saved, wanted: {name: tensor}
+    saved, wanted: {name: tensor or array}
     """
     differences = [f"it lacks {name}" for name in wanted if name not in saved]
     differences += [f"it holds {name}, which the model has not" for name in saved
