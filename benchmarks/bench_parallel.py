@@ -26,16 +26,17 @@ def main(argv=None):
     add("--sessions", type=int, default=60000, help="to train on")
     args = parser.parse(own_flags)
     print("sessions/s of the second epoch; batch: sessions a process and step; communication: "
-          "share of the time, waiting for the slower process included")
-    print("| items | batch | processes | sessions/s | against one | communication |")
-    print("|---|---|---|---|---|---|")
+          "share of the time, waiting for the slower process included; memory: peak of the largest "
+          "process, saving included")
+    print("| items | batch | processes | sessions/s | against one | communication | memory, MB |")
+    print("|---|---|---|---|---|---|---|")
     for num_items in args.num_items:
         with tempfile.TemporaryDirectory() as work:
             sample.write_sample(work, num_items, args.sessions, 1, seed=0)
             for batch_size in args.batch_size:
                 first = None
                 for num_devices in args.num_devices:
-                    out, _, _ = common.run_script(
+                    out, _, peak = common.run_script(
                         *common.TRAIN, "--train_dir", f"{work}/train_data", "--vocab_path",
                         f"{work}/vocab.txt", "--model_dir", f"{work}/model", "--epochs", 2,
                         "--batch_size", batch_size, "--parallel", int(num_devices > 1),
@@ -44,7 +45,7 @@ def main(argv=None):
                     share = (re.findall(r"communication:(\d+%)", out) or ["-"])[-1]
                     first = first or rate
                     print(f"| {num_items} | {batch_size} | {num_devices} | {rate} | "
-                          f"{rate / first:.2f} | {share} |", flush=True)
+                          f"{rate / first:.2f} | {share} | {peak / 2 ** 20:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
