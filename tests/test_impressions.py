@@ -23,6 +23,7 @@ from ssr.evaluation import impressions
 from ssr.impressions import Impressions, read_impressions
 from ssr.retrieval.checkpoint import choose_checkpoint
 from ssr.retrieval.encoder import IdEncoder
+from ssr.training.losses import SampledSoftmaxLoss
 from ssr.training.negatives import SharedNegatives, ShownNegatives
 
 ITEMS = 9
@@ -359,6 +360,25 @@ def test_a_rank_has_the_shown_items_of_its_targets(targets):
         assert part.rows()[-part.shown.size:].tolist() == part.shown.ravel().tolist()
 
 
+def test_the_loss_among_all_items_has_a_weight_beside_that_among_shown_ones():
+    """A target of which no impression is known has the former alone."""
+    dataset = YoochooseDataset(np.array([0, 1, 2, 3, 4, 5], np.int32), np.array([0, 3, 6]), ITEMS)
+    shown = of_lists([[0, 1]], [[2, 6, 7]])
+    shown.labels[0] = True
+    shown = ShownNegatives(dataset, shown, np.ones(ITEMS, bool))
+    batch = next(dataset.train(2, 1, 1, SharedNegatives(dataset, 3, 0.0), "all",
+                               shown=shown))
+    model = SequenceSemanticRetrieval(ITEMS, embedding_dim=6, hidden_size=6)
+    model.eval()
+
+    def losses(weight):
+        return SampledSoftmaxLoss(sampled_weight=weight)(model(batch), batch)[0].numpy()
+
+    is_known = batch.positive == 2
+    assert ((losses(0) > 0) == is_known).all() and (losses(1)[~is_known] > 0).all()
+    assert losses(0.5) == pytest.approx((losses(0) + losses(1)) / 2, rel=1e-5)
+
+
 def test_errors_of_negatives_that_were_shown(tmp_path, capsys):
     flags = write_rivals(tmp_path)
 
@@ -369,6 +389,10 @@ def test_errors_of_negatives_that_were_shown(tmp_path, capsys):
     assert "is for --negatives impressions" in error_of("--train_impressions",
                                                         str(tmp_path / "test_impressions"))
     write(tmp_path / "other.txt", "1\t9 8 7\t1-1 2-0\n")
+    with pytest.raises(SystemExit):
+        error_of("--sampled_weight", "0")
+    assert "--sampled_weight needs --loss softmax and --negatives impressions" in \
+        capsys.readouterr().err
     assert "of no click in the sessions" in error_of(
         "--negatives", "impressions", "--train_impressions", str(tmp_path / "other.txt"))
     write(tmp_path / "other.txt", "1\t0\t99-1 2-0\n")

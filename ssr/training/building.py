@@ -56,7 +56,7 @@ def build_objective(settings, dataset, content=None):
     from ssr.training.losses import SampledSoftmaxLoss
 
     if settings.loss == "softmax":
-        return SampledSoftmaxLoss(settings.scale), SharedNegatives(
+        return SampledSoftmaxLoss(settings.scale, settings.sampled_weight), SharedNegatives(
             dataset, settings.num_negatives, settings.neg_alpha)
     if content is not None or settings.neg_alpha:
         # Being a negative teaches an item's content: one without a click is never drawn.

@@ -78,6 +78,9 @@ def add_recipe_flags(parser):
     add("--train_impressions", metavar="PATH", type=data_path, help="what was shown, for "
         "--negatives impressions: a file or directory of impressions, as preprocess.py mind writes "
         "them")
+    add("--sampled_weight", type=number(float, 0), default=default.sampled_weight, help="of the "
+        "loss among all items, beside the one that --negatives impressions adds; 0 trains to tell "
+        "what was clicked from what was shown, and nothing else")
     add("--num_negatives", type=number(int, 0), default=default.num_negatives,
         help="per target (hinge), or per step beside its targets (softmax)")
     add("--neg_alpha", type=number(float, 0), default=default.neg_alpha,

@@ -23,11 +23,15 @@ class SampledSoftmaxLoss(nn.Layer):
     Where a batch says what was shown beside a target and not clicked, the cross-entropy of the
     target among these is added: which of the items that a user sees will be clicked. Among all
     items, with any correction, they would be the same few of many that they are without it.
+
+    scale: logit = scale * cosine
+    sampled_weight: of the first cross-entropy where there is the second; with 0 a model learns
+        nothing but which of the items that are shown are clicked
     """
 
-    def __init__(self, scale=16.0):
+    def __init__(self, scale=16.0, sampled_weight=1.0):
         super().__init__()
-        self.scale = scale
+        self.scale, self.sampled_weight = scale, sampled_weight
 
     def forward(self, towers, batch):
         """towers: what a model makes of a batch with shared candidates (reader.Batch)
@@ -46,8 +50,9 @@ class SampledSoftmaxLoss(nn.Layer):
         correct = paddle.exp(-losses.detach())
         if shown is not None:
             place, _ = targets
-            losses = losses + self._among_shown(
+            among_shown = self._among_shown(
                 users, paddle.gather(items, paddle.to_tensor(place)), shown, batch)
+            losses = self.sampled_weight * losses + among_shown
         return losses, correct
 
     def _among_shown(self, users, target, shown, batch):

@@ -35,6 +35,7 @@ class Settings:
     targets: str = "last"
     loss: str = "hinge"
     negatives: str = "sampled"
+    sampled_weight: float = 1.0
     num_negatives: int = 1
     neg_alpha: float = 0.0
     scale: float = 16.0
@@ -172,6 +173,9 @@ def _check_given(given, settings):
         raise SetupError("--id_dropout needs --item_tokens or --item_vectors")
     if "scale" in given and settings.loss == "hinge":
         raise SetupError("--scale is one of --loss softmax")
+    if "sampled_weight" in given and (settings.loss, settings.negatives) != ("softmax",
+                                                                             "impressions"):
+        raise SetupError("--sampled_weight needs --loss softmax and --negatives impressions")
 
 
 def difference(settings, other):
