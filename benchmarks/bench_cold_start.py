@@ -5,7 +5,9 @@ the model behind them, and of the mixture of both that the index answers with.
         --vocab_path vocab.txt --model_dir model_output --starts 16
 
 Sessions with times are replayed as evaluate_stream.py does it, --starts times, each from an hour
-later on: nothing is known before, and only sessions that begin from then on take part.
+later on: nothing is known before, and only sessions that begin from then on take part. The 95%
+intervals of what the mixture is ahead are those of starts drawn again and again: the queries of one
+start are not independent.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from ssr.retrieval.queries import DEPTH, ENOUGH, mixed
 AGE, K = 86400, 20
 MINUTES = np.array([0, 1, 2, 3, 5, 8])
 METHODS = ("model", "clicks_first", "mixture")
+DRAWS = 10_000  # of starts
 
 
 class ColdStart(StreamMethod):
@@ -86,14 +89,30 @@ def main(argv=None):
     vocab_size = reader.get_vocab_size(args.vocab_path)
     data, times = reader.load_timed_sessions(args.test_dir, args.times, vocab_size)
     encoder = IdEncoder.load(choose_checkpoint(args.model_dir, None), vocab_size=vocab_size)
-    queries = np.array([query for hour in range(args.starts)
-                        for query in replay_from(data, times, encoder,
-                                                 int(times.min()) + hour * 3600)])
-    print("minutes\tqueries\t" + "\t".join(METHODS))
+    starts = [np.array(replay_from(data, times, encoder, int(times.min()) + hour * 3600))
+              for hour in range(args.starts)]
+    print("minutes\tqueries\t" + "\t".join(METHODS) + "\tmixture against model, clicks_first")
     for begin, end in zip(MINUTES, MINUTES[1:]):
-        part = queries[(queries[:, 0] >= begin * 60) & (queries[:, 0] < end * 60)]
-        print(f"{begin}-{end}\t{len(part)}\t" + "\t".join(
-            f"{100 * recall:.1f}" for recall in part[:, 1:].mean(0)))
+        parts = [start[(start[:, 0] >= begin * 60) & (start[:, 0] < end * 60), 1:]
+                 for start in starts if len(start)]
+        counts, hits = np.array([len(part) for part in parts]), np.array([part.sum(0)
+                                                                          for part in parts])
+        recalls = 100 * hits.sum(0) / counts.sum()
+        ahead = [f"{recalls[2] - recalls[other]:+.1f} ({low:+.1f} to {high:+.1f})"
+                 for other, (low, high) in enumerate(intervals(counts, hits))]
+        print(f"{begin}-{end}\t{counts.sum()}\t" + "\t".join(
+            f"{recall:.1f}" for recall in recalls) + "\t" + ", ".join(ahead))
+
+
+def intervals(counts, hits):
+    """95% intervals of how far the mixture is ahead of each of the others, in points of recall.
+
+    counts: <int>[starts], queries; hits: <float>[starts, METHODS]
+    """
+    drawn = np.random.default_rng(0).integers(len(counts), size=(DRAWS, len(counts)))
+    recalls = 100 * hits[drawn].sum(1) / counts[drawn].sum(1)[:, None]
+    ahead = recalls[:, 2:] - recalls[:, :2]
+    return np.percentile(ahead, [2.5, 97.5], axis=0).T
 
 
 if __name__ == "__main__":

@@ -51,7 +51,6 @@ def main(argv=None):
     add("--items", type=int, default=50_000, help="of the index")
     add("--seconds", type=float, default=20, help="of each load")
     add("--connections", type=int, default=4, help="that ask, and as many that publish")
-    add("--workers", type=int, default=1, help="processes of the server")
     add("--rate", type=float, default=100, help="requests a second, where paced")
     add("--ivf_above", type=int, default=100_000, help="as of retrieve.py build")
     add("--changes", type=commands.number(float, 0.1), default=100,
@@ -85,7 +84,11 @@ class Connection:
     """As little of HTTP as it takes: the client's own time is in what it measures."""
 
     def __init__(self, port):
-        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.port = port
+        self._connect()
+
+    def _connect(self):
+        self.socket = socket.create_connection(("127.0.0.1", self.port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def ask(self, method, path, body=None):
@@ -98,9 +101,13 @@ class Connection:
         while b"\r\n\r\n" not in received:
             received += self._more()
         head, body = received.split(b"\r\n\r\n", 1)
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        head = head.lower()
+        length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
         while len(body) < length:
             body += self._more()
+        if b"\r\nconnection: close" in head:
+            self.socket.close()
+            self._connect()
         return int(head[9:12]), body
 
     def _more(self):
@@ -124,7 +131,7 @@ def ids_for(connection, session):
 def print_load(args, work, sessions):
     environment = {**os.environ, "SSR_TOKEN": ""}
     server = subprocess.Popen([sys.executable, os.path.join(common.ROOT, "serve.py"), "--port", "0",
-                               "--index_dir", f"{work}/index", "--workers", str(args.workers)],
+                               "--index_dir", f"{work}/index"],
                               env=environment, text=True, stdout=subprocess.PIPE)
     try:
         port = int(server.stdout.readline().rsplit(":", 1)[1])

@@ -23,6 +23,7 @@ import retrieve
 from ssr.errors import SetupError, StoreError
 from ssr.retrieval import Filter, Index, Item, builds, engines
 from ssr.retrieval.bag import Bag
+from ssr.retrieval.filters import conditions_of
 from ssr.retrieval.queries import Asked, Queries, Wanted
 from ssr.retrieval.rows import Row
 from ssr.retrieval.values import Answer
@@ -78,7 +79,9 @@ def opened(tmp_path_factory):
     make_store(path / "faiss", rows)
     make_store(path / "milvus", rows, milvus)
     make_store(path / "lists", rows, milvus, SearchSettings(0, 2, 1))
-    stores = {name: open_writable(path / name) for name in ("faiss", "milvus", "lists")}
+    with mock.patch("ssr.retrieval.milvus_build.is_lite", return_value=False):
+        make_store(path / "arrays", rows, milvus)  # as a Milvus server has it
+    stores = {name: open_writable(path / name) for name in ("faiss", "milvus", "lists", "arrays")}
     yield stores
     for store in stores.values():
         store.close()
@@ -122,7 +125,7 @@ def test_both_engines_give_the_same_answers(opened, changes, rows, filter, user,
         found[kind] = store, told
     faiss, told = found["faiss"]
     whole = ask(faiss, user, k, filter)
-    for kind in ("milvus", "lists"):
+    for kind in ("milvus", "lists", "arrays"):
         store = opened[kind]
         assert found[kind][1] == told
         if not filter.at_most:  # of equal scores another one may be first, and its section counts
@@ -161,6 +164,15 @@ def test_lists_that_are_not_looked_into_still_fill_an_answer(tmp_path):
         assert store.search_settings()["kind"] == "milvus-ivf"
         assert len(ask(store, vectors[3], 10, Filter(only=["section:rare"]))) == 10
         assert len(ask(store, vectors[3], 600, Filter())) == 500
+
+
+def test_milvus_lite_filters_by_texts_others_by_arrays(opened):
+    conditions = conditions_of(Filter(only=["section:a_b%"], without=["kind:x"]), NOW)
+    assert opened["milvus"].select(conditions).expression == (
+        r'(terms like "% section:a\\_b\\% %") and not (terms like "% kind:x %")')
+    assert opened["arrays"].select(conditions).expression == (
+        'array_contains_any(fields, ["section:a_b%"]) and not '
+        'array_contains_any(fields, ["kind:x"])')
 
 
 # --- commands and builds --------------------------------------------------------------------------

@@ -200,6 +200,33 @@ def test_an_index_on_a_read_only_mount_is_read(path, tmp_path, capsys, enough_cl
         subprocess.run(["umount", mount], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a directory")
+@pytest.mark.parametrize("writes_first", [True, False])
+def test_a_read_only_mount_beside_who_writes(path, tmp_path, enough_clicks, writes_first):
+    with Index.open(path, True, Scoring()):
+        pass
+    mount = str(tmp_path / "mount")
+    os.mkdir(mount)
+    if subprocess.run(["mount", "--bind", path, mount], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", mount], check=True)
+        with contextlib.ExitStack() as opened:
+            if writes_first:
+                writer = opened.enter_context(Index.open(path, True))
+            reader = opened.enter_context(Index.open(mount))
+            if not writes_first:
+                writer = opened.enter_context(Index.open(path, True))
+            for id in ("n0003", "n0004"):
+                writer.remove([id])
+                assert id not in {hit.id for hit in reader.query(["n0001"], 100).hits}
+                writer.click([Click(id, "n0007")])
+                writer._live._log.flush()
+                assert reader.query(["n0001"], 1).hits[0].id == "n0007"
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
 # --- kinds of search ------------------------------------------------------------------------------
 
 

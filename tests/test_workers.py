@@ -46,6 +46,17 @@ def test_who_has_most_connections_takes_no_more(three, monkeypatch):
     assert busy.writes and idle.has_other_writer and not three.is_up(2)
 
 
+def test_connections_are_shared_out_again(three):
+    early, late = Member(three, 0), Member(three, 1)
+    early.set_connections(4)
+    assert not early.sends_away()  # there is nobody else yet
+    late.set_connections(0)
+    assert [early.sends_away() for _ in range(5)] == [True] * 3 + [False] * 2
+    assert not late.sends_away()
+    early.set_connections(1)
+    assert not early.sends_away()  # one more is nothing to even out
+
+
 def test_a_process_that_is_not_there_is_waited_for(three):
     with pytest.raises(OSError):
         three.ask(1, "GET", "/healthz", timeout=0.1)

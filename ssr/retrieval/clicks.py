@@ -14,7 +14,7 @@ import numpy as np
 
 from ssr.errors import DataError, StoreError
 from ssr.files import numbered_lines, shown_name
-from ssr.retrieval.database import connect, sqlite_errors, transaction
+from ssr.retrieval.database import connect, has_writer_come, sqlite_errors, transaction
 from ssr.retrieval.values import Item, check_item
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,10 @@ class ClickLog:
 
     def _data_version(self):
         with self._using, self._errors():
-            return self._db.execute("PRAGMA data_version").fetchone()[0]
+            if has_writer_come(self._db, self.path):
+                self._db.close()
+                self._connect()
+            return self._db, self._db.execute("PRAGMA data_version").fetchone()[0]
 
     def row(self, number=None):
         """[number, session, item, time] of a row, the last one unless a number is given; None where

@@ -20,7 +20,7 @@ import numpy as np
 from ssr.errors import StoreError
 from ssr.retrieval.bag import NOTHING, Bag
 from ssr.retrieval.builds import REMEDY
-from ssr.retrieval.database import connect, sqlite_errors, transaction
+from ssr.retrieval.database import connect, has_writer_come, sqlite_errors, transaction
 from ssr.retrieval.rows import (
     CRCS,
     FIELDS,
@@ -134,9 +134,18 @@ class Items:
             return self._reads.execute(query, parameters).fetchall()
 
     def version(self):
-        """A number that is another one after somebody has changed the database; much cheaper than
-        to look for the change."""
-        return self.ask("PRAGMA data_version")[0][0]
+        """What is another value after somebody has changed the database; much cheaper than to look
+        for the change."""
+        if has_writer_come(self._reads, self.file):
+            self._connect_again()
+        return self._reads, self.ask("PRAGMA data_version")[0][0]
+
+    def _connect_again(self):
+        with self._asking, self._browsing, self.errors():
+            for connection in self._connections:
+                connection.close()
+            self._connections = []
+            self._reads, self._browses = self._connect(True), self._connect(True)
 
     def _select(self, condition, *parameters):
         """The items of a condition in SQL, a list of StoredItem. Raises StoreError where one is

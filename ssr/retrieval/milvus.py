@@ -24,6 +24,7 @@ from ssr.errors import StoreError
 from ssr.retrieval.builds import REMEDY, current_build
 from ssr.retrieval.engines import read_engine
 from ssr.retrieval.milvus_items import (
+    BUILD_TIMEOUT,
     CANDIDATE,
     LIMIT,
     REMOVED,
@@ -51,7 +52,7 @@ class Among:
     def __init__(self, items, conditions):
         """items: MilvusItems"""
         self._items, self._conditions = items, conditions
-        self.expression = expression_of(conditions)
+        self.expression = expression_of(conditions, items.has_terms)
 
     def __call__(self, keys):
         keys = keys.tolist()
@@ -98,10 +99,8 @@ class MilvusStore:
                 raise StoreError(f"Milvus at {self.uri} has no collection {collection}, which "
                                  f"holds the items of {self.path}: two builds later it is removed; "
                                  "take the directory of the last build, or build anew")
-            dims = [field["params"].get("dim") for field in self._client.describe_collection(
-                collection, timeout=TIMEOUT)["fields"] if field["name"] == "vector"]
-            if list(map(int, filter(None, dims))) != [self.dim] \
-                    or self.details["digest"][:12] not in collection:
+            dim = self.items.columns.get("vector", {}).get("dim")
+            if int(dim or 0) != self.dim or self.details["digest"][:12] not in collection:
                 raise StoreError(f"the collection {collection} of Milvus at {self.uri} does not "
                                  f"hold what the model of {self.path} has made: {REMEDY}")
             self._client.load_collection(collection)
@@ -164,12 +163,14 @@ class MilvusStore:
             keys[place, :len(row)] = [hit["key"] for hit in row]
         return scores, keys
 
-    def _search(self, vectors, k, expression, nprobe):
+    def _search(self, vectors, k, expression, nprobe, timeout=None):
+        """timeout: in seconds, None for that of a query"""
         with self.items.errors():
             return list(self._client.search(
                 self.items.collection, anns_field="vector", limit=k, filter=expression,
                 data=np.ascontiguousarray(vectors, np.float32), output_fields=["key"],
-                timeout=TIMEOUT, search_params={"params": {"nprobe": nprobe} if nprobe else {}}))
+                timeout=timeout or self.items.timeout,
+                search_params={"params": {"nprobe": nprobe} if nprobe else {}}))
 
     def select(self, conditions):
         """As of engines.Store."""
@@ -204,7 +205,7 @@ class MilvusStore:
     def _recall(self, nprobe):
         queries = load_array(self.directory, "queries.npy")
         found, wanted = ([[hit["key"] for hit in row] for row in self._search(
-            queries, RECALL_AT, IS_CANDIDATE, probed)]
+            queries, RECALL_AT, IS_CANDIDATE, probed, BUILD_TIMEOUT)]
             for probed in (nprobe, self._search_kind["nlist"]))
         return recall(found, wanted)
 

@@ -18,6 +18,7 @@ from ssr.retrieval.milvus_items import (
     MilvusItems,
     connect,
     is_address,
+    is_lite,
     key_of,
     make_schema,
     milvus_errors,
@@ -25,6 +26,8 @@ from ssr.retrieval.milvus_items import (
 from ssr.retrieval.vectors import IVF_ABOVE
 
 logger = logging.getLogger(__name__)
+
+LITE_SEGMENT = 100_000  # candidates; it makes lists anew for each part of some such size
 
 
 @contextlib.contextmanager
@@ -51,6 +54,8 @@ class _Builder:
         self.path, self.uri, self.prefix = path, uri, prefix
         self.made, self.superfluous = [], []
         self._client = connect(uri)
+        with milvus_errors(uri):
+            self._is_lite = is_lite(self._client)
 
     def create(self, directory, dim, rows, details, queries, settings):
         """As store.create."""
@@ -64,7 +69,7 @@ class _Builder:
         before, self.superfluous = self._former_collections(directory)
         collection = f"{self.prefix}_{details['digest'][:12]}_{secrets.token_hex(4)}"
         engine = {"engine": "milvus", "uri": self.uri, "collection": collection, "before": before,
-                  "dim": dim, "details": details, "search": _search_kind(count, settings),
+                  "dim": dim, "details": details, "search": self._search_kind(count, settings),
                   "change": int(time.time() * 1e6)}
         write_engine(directory, engine)
         np.save(os.path.join(directory, "model_keys.npy"), keys)
@@ -75,11 +80,19 @@ class _Builder:
             engine["search"] = store.tune(settings.nprobe)
         write_engine(directory, engine)
 
+    def _search_kind(self, count, settings):
+        """How so many candidates are searched, as engine.json keeps it. settings: SearchSettings"""
+        if count <= (IVF_ABOVE if settings.ivf_above is None else settings.ivf_above):
+            return {"kind": "flat"}
+        alike = min(count, LITE_SEGMENT) if self._is_lite else count
+        return {"kind": "ivf", "nlist": min(settings.nlist or int(4 * alike ** 0.5), count),
+                "nprobe": None}
+
     def _fill(self, engine, rows):
         collection, search = engine["collection"], engine["search"]
         with milvus_errors(self.uri):
             self._client.create_collection(
-                collection, schema=make_schema(self._client, engine["dim"]),
+                collection, schema=make_schema(self._client, engine["dim"], self._is_lite),
                 consistency_level="Session")
         MilvusItems(self._client, self.uri, collection).write(rows, engine["dim"],
                                                               engine["change"], is_new=True)
@@ -135,11 +148,3 @@ class _Builder:
                         self._client.drop_collection(collection)
             except StoreError as error:
                 logger.warning("%s; the collection %s is not needed any more", error, collection)
-
-
-def _search_kind(count, settings):
-    """How so many candidates are searched, as engine.json keeps it. settings: SearchSettings"""
-    if count <= (IVF_ABOVE if settings.ivf_above is None else settings.ivf_above):
-        return {"kind": "flat"}
-    return {"kind": "ivf", "nlist": min(settings.nlist or int(4 * count ** 0.5), count),
-            "nprobe": None}

@@ -5,6 +5,9 @@ expressions that Milvus filters by.
     id, text  VARCHAR; words: both, for browsing, with ASCII letters in lower case
     bag       VARCHAR, base64: what the item's embedding is made of (bag.Bag)
     fields    ARRAY of VARCHAR "name:value"
+    terms     VARCHAR, in Milvus Lite only: the same, each between two spaces. A Milvus server has
+              an index of arrays; Milvus Lite goes through them in Python, 40 times as long as
+              through texts. Collections of former versions have no such column
     added     DOUBLE, seconds since 1970
     state     INT8: candidate, removed, or known without a vector
     change    INT64, microseconds since 1970: when it was written last, by the clock of who wrote it
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -33,10 +37,15 @@ from ssr.retrieval.values import MAX_ID, MAX_TEXT
 WITHOUT_VECTOR, CANDIDATE, REMOVED = 0, 1, 2
 LIMIT = 16384  # rows that Milvus gives at once
 KEYS_AT_A_TIME = 4096
+MAX_TERMS = 1 << 24  # letters; Milvus Lite has no limit of its own
 ROWS_AT_A_TIME = 1000  # that are written at once: 12 MB at most, Milvus takes 64
 BROWSED = 1000  # matches of which the newest are shown
 TIMEOUT = 5.0  # seconds that Milvus may take to answer
+LITE_TIMEOUT = 60.0  # Milvus Lite, which looks at each item for each query
 BUILD_TIMEOUT = 600.0  # to take in a part of a build, between which it may sort what it has
+# pymilvus pings every ten seconds and gives up a connection after five without an answer. Milvus
+# Lite is in this process, which may be busy or paused for longer.
+NO_PINGS = {"grpc.keepalive_time_ms": 2 ** 31 - 1}
 
 
 def connect(uri):
@@ -57,12 +66,18 @@ def connect(uri):
         if not os.path.isdir(folder):
             raise StoreError(f"there is no directory {folder} for the file of --uri")
     with milvus_errors(uri):
-        return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=TIMEOUT)
+        return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=TIMEOUT,
+                            grpc_options={} if is_address(uri) else NO_PINGS)
 
 
 def is_address(uri):
     """Whether it names a server and no file."""
     return "://" in uri
+
+
+def is_lite(client):
+    """Whether the server is Milvus Lite, in this process or another one."""
+    return client.get_server_version().startswith("milvus_lite")
 
 
 @contextlib.contextmanager
@@ -91,13 +106,13 @@ def key_of(id):
 # --- expressions ----------------------------------------------------------------------------------
 
 
-def expression_of(conditions):
-    """filters.Conditions as Milvus filters by them, "" for none."""
-    parts = [f"array_contains_any(fields, {_list(map(literal, tokens))})"
-             for tokens in conditions.any_of]
+def expression_of(conditions, has_terms):
+    """filters.Conditions as Milvus filters by them, "" for none. has_terms: whether there is a
+    column of terms"""
+    has_any = _has_any_term if has_terms else _has_any_field
+    parts = list(map(has_any, conditions.any_of))
     if conditions.none_of:
-        tokens = _list(map(literal, conditions.none_of))
-        parts.append(f"not array_contains_any(fields, {tokens})")
+        parts.append(f"not {has_any(conditions.none_of)}")
     if conditions.candidates is not None:
         parts.append(f"key in {_list(map(key_of, conditions.candidates))}")
     if conditions.exclude:
@@ -125,9 +140,22 @@ def among_keys(keys):
     return f"key in {_list(keys)}"
 
 
+def _has_any_field(tokens):
+    return f"array_contains_any(fields, {_list(map(literal, tokens))})"
+
+
+def _has_any_term(tokens):
+    parts = [_contains("terms", f" {token} ") for token in tokens]
+    return f"({' or '.join(parts)})"
+
+
 def _has_word(word):
-    pattern = re.sub(r"([\\%_])", r"\\\1", _lower(word))
-    return f"words like {literal(f'%{pattern}%')}"
+    return _contains("words", _lower(word))
+
+
+def _contains(column, text):
+    pattern = re.sub(r"([\\%_])", r"\\\1", text)
+    return f"{column} like {literal(f'%{pattern}%')}"
 
 
 def _lower(text):
@@ -137,8 +165,9 @@ def _lower(text):
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def make_schema(client, dim):
-    """The schema of a collection of vectors with dim columns."""
+def make_schema(client, dim, has_terms):
+    """The schema of a collection of vectors with dim columns. has_terms: whether it has a column of
+    terms"""
     from pymilvus import DataType
 
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -149,6 +178,8 @@ def make_schema(client, dim):
     schema.add_field("bag", DataType.VARCHAR, max_length=65535)
     schema.add_field("fields", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=4096,
                      max_length=65535)
+    if has_terms:
+        schema.add_field("terms", DataType.VARCHAR, max_length=MAX_TERMS)
     schema.add_field("added", DataType.DOUBLE)
     schema.add_field("state", DataType.INT8)
     schema.add_field("change", DataType.INT64)
@@ -156,10 +187,11 @@ def make_schema(client, dim):
     return schema
 
 
-def entity_of(row, dim, change):
+def entity_of(row, dim, change, has_terms):
     """A rows.Row as Milvus takes it."""
     has_vector = row.vector is not None
-    return {"key": key_of(row.id), "id": row.id, "text": row.text,
+    terms = {"terms": f" {' '.join(row.fields)} "} if has_terms else {}
+    return {**terms, "key": key_of(row.id), "id": row.id, "text": row.text,
             "words": f"{_lower(row.id)}\n{_lower(row.text)}",
             "bag": base64.b64encode(row.bag.to_bytes()).decode(),
             "fields": list(dict.fromkeys(row.fields)), "added": float(row.added),
@@ -178,6 +210,23 @@ class MilvusItems:
         self._client, self._uri, self.collection = client, uri, collection
         self.names = {}
 
+    @functools.cached_property
+    def columns(self):
+        """{name: its parameters}"""
+        with self.errors():
+            described = self._client.describe_collection(self.collection, timeout=TIMEOUT)
+        return {field["name"]: field["params"] for field in described["fields"]}
+
+    @property
+    def has_terms(self):
+        """Whether there is a column of terms, thus Milvus Lite."""
+        return "terms" in self.columns
+
+    @property
+    def timeout(self):
+        """Seconds that an answer may take."""
+        return LITE_TIMEOUT if self.has_terms else TIMEOUT
+
     def errors(self):
         """A context that turns errors of Milvus into StoreError."""
         return milvus_errors(self._uri)
@@ -185,14 +234,14 @@ class MilvusItems:
     def rows(self, expression, *columns, limit=None):
         """The rows, dicts, of an expression that at most LIMIT of them fulfil."""
         with self.errors():
-            return self._client.query(self.collection, filter=expression, timeout=TIMEOUT,
+            return self._client.query(self.collection, filter=expression, timeout=self.timeout,
                                       output_fields=list(columns), limit=limit)
 
     def all_rows(self, expression, *columns):
         """Yields lists of all rows of an expression, in the order of their keys."""
         with self.errors():
             iterator = self._client.query_iterator(self.collection, batch_size=LIMIT // 8,
-                                                   filter=expression, timeout=TIMEOUT,
+                                                   filter=expression, timeout=self.timeout,
                                                    output_fields=list(columns))
             try:
                 while rows := iterator.next():
@@ -303,7 +352,8 @@ class MilvusItems:
         """Writes rows.Row, each id once, in parts of ROWS_AT_A_TIME. dim: of the vectors; change:
         its number; is_new: whether the collection is empty"""
         for start in range(0, len(rows), ROWS_AT_A_TIME):
-            part = [entity_of(row, dim, change) for row in rows[start:start + ROWS_AT_A_TIME]]
+            part = [entity_of(row, dim, change, self.has_terms)
+                    for row in rows[start:start + ROWS_AT_A_TIME]]
             if is_new:  # without a look for each whether it is there
                 with self.errors():
                     self._client.insert(self.collection, part, timeout=BUILD_TIMEOUT)
@@ -318,4 +368,4 @@ class MilvusItems:
 
     def upsert(self, entities, **options):
         with self.errors():
-            self._client.upsert(self.collection, entities, timeout=TIMEOUT, **options)
+            self._client.upsert(self.collection, entities, timeout=self.timeout, **options)

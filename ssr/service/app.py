@@ -47,6 +47,8 @@ def make_app(index, limits, token="", allowed_hosts=(), member=None):
     if allowed_hosts:
         app.add_middleware(guards.AllowedHosts, names=allowed_hosts)
     app.add_middleware(metrics.MeasuredRequests, registry=registry)
+    if member:
+        app.add_middleware(guards.Balanced, member=member)
     guards.add_error_handlers(app)
     add_routes(app, backend, reloader, token, registry, member)
     return app

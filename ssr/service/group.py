@@ -46,6 +46,10 @@ class Group:
         """Notes how many connections a process has, DOWN: it is not there."""
         self._board[number] = connections
 
+    def connections(self, number):
+        """How many connections a process has, by its last note."""
+        return self._board[number]
+
     def is_up(self, number):
         return self._board[number] != DOWN
 
@@ -111,4 +115,13 @@ class Member:
             return False
         self._deferrals += 1
         time.sleep(DEFERRAL)
+        return True
+
+    def sends_away(self):
+        """Whether a client is to connect anew after this answer, which takes it to another process:
+        where this one has more connections since the other was not there yet when they came."""
+        own = self.group.connections(self.number)
+        if own < self.group.fewest_connections() + 2:
+            return False
+        self.set_connections(own - 1)
         return True

@@ -178,3 +178,20 @@ class BoundedBodies:
 
     def _too_large(self):
         return Refused(413, ["body"], f"more than {self.max_body} bytes", "too_large")
+
+
+class Balanced:
+    """Shares connections out among the processes of a server again, by an answer that ends one:
+    clients keep them open, those too that came when not all processes were there."""
+
+    def __init__(self, app, member):
+        """member: group.Member"""
+        self.app, self.member = app, member
+
+    async def __call__(self, scope, receive, send):
+        async def send_on(message):
+            if message["type"] == "http.response.start" and self.member.sends_away():
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        await self.app(scope, receive, send_on if scope["type"] == "http" else send)
