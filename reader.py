@@ -125,28 +125,40 @@ class YoochooseDataset:
     items: <int32>[clicks], item ids 0..vocab_size-1, all sessions end to end
     offsets: <int64>[sessions + 1], session i is items[offsets[i]:offsets[i + 1]]
     short: how many lines held fewer than two ids; they are left out
+    chosen: <int32>[n], the numbers of the sessions that count, None for all
     """
 
-    def __init__(self, items, offsets, vocab_size, short=0):
+    def __init__(self, items, offsets, vocab_size, short=0, chosen=None):
         self.items = items
         self.offsets = offsets
         self.vocab_size = vocab_size
         self.short = short
+        self.chosen = chosen
 
     def __len__(self):
-        return len(self.offsets) - 1
+        return len(self.offsets) - 1 if self.chosen is None else len(self.chosen)
 
     def item_clicks(self):
         """<int32>[vocab_size]: how often each item was clicked."""
-        return np.bincount(self.items, minlength=self.vocab_size).astype(np.int32)
+        clicks = np.bincount(self.items, minlength=self.vocab_size).astype(np.int32)
+        if self.chosen is not None:
+            left_out = np.setdiff1d(np.arange(len(self.offsets) - 1), self.chosen)
+            lengths = self.offsets[left_out + 1] - self.offsets[left_out]
+            items = self.items[ragged_arange(self.offsets[left_out], lengths)]
+            clicks -= np.bincount(items, minlength=self.vocab_size).astype(np.int32)
+        return clicks
 
-    def split(self, count):
-        """Two YoochooseDatasets, of the first `count` sessions and of the others; no click is
-        copied."""
-        cut = self.offsets[count]
-        return (YoochooseDataset(self.items[:cut], self.offsets[:count + 1], self.vocab_size),
-                YoochooseDataset(self.items[cut:], self.offsets[count:] - cut, self.vocab_size,
-                                 self.short))
+    def hold_out(self, count):
+        """(YoochooseDataset of the others, YoochooseDataset of `count` sessions), the latter evenly
+        spaced over all. The clicks of the others are not copied."""
+        is_out = np.zeros(len(self), bool)
+        is_out[np.arange(count) * len(self) // max(count, 1)] = True
+        others = YoochooseDataset(self.items, self.offsets, self.vocab_size, self.short,
+                                  np.flatnonzero(~is_out).astype(np.int32))
+        out = np.flatnonzero(is_out)
+        lengths = self.offsets[out + 1] - self.offsets[out]
+        items = self.items[ragged_arange(self.offsets[out], lengths)]
+        return others, YoochooseDataset(items, np.cumsum([0, *lengths]), self.vocab_size)
 
     def digest(self):
         """What tells these sessions from others: 32 hexadecimal digits."""
@@ -178,7 +190,8 @@ class YoochooseDataset:
         """
         negatives = negatives or UniformNegatives(self.vocab_size)
         random = np.random.default_rng([seed, epoch])
-        order = random.permutation(np.arange(len(self), dtype=np.int32))
+        order = random.permutation(np.arange(len(self), dtype=np.int32)
+                                   if self.chosen is None else self.chosen)
         size = batch_size * world_size
         for step in range(self.num_steps(batch_size, world_size)):
             chosen = order[step * size:(step + 1) * size]

@@ -21,7 +21,7 @@ BATCH_SIZE, ITEMS_AT_A_TIME = 200, 2048  # of a block, whose scores stay in the 
 STEP = 2.0  # of the temperatures between which the sum over the other items is interpolated
 SCALES = STEP * np.arange(2, 17)
 TINY = 1e-30  # where a session has clicked all candidates
-SPREAD = 0.3  # how far from where it starts a weight is expected to be, in units of a cosine
+SPREAD = 0.1  # how far from where it starts a weight is expected to be, in units of a cosine
 
 
 def fit_repeats(encoder, queries, start=None):

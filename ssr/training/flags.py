@@ -109,8 +109,8 @@ def add_recipe_flags(parser):
         "models in one: their vectors lie side by side; time and memory grow likewise")
     add("--repeats", choices=("cosine", "fitted"), default=default.repeats, help="what an item "
         "scores that the session has clicked: its cosine, as all others; or a score of seven "
-        f"weights, fitted after each epoch to {HELD_OUT_SHARE * 100:g}%% of the sessions, the "
-        f"first ones and at most {MAX_HELD_OUT:,}, on which the model is not trained")
+        f"weights, fitted after each epoch to {HELD_OUT_SHARE * 100:g}%% of the sessions, at most "
+        f"{MAX_HELD_OUT:,}, on which the model is not trained; the cosine where they are too few")
     add("--optimizer", choices=("adagrad", "adam"), default=default.optimizer,
         help="both update the rows of a step only")
     add("--lr_schedule", choices=("constant", "linear"), default=default.lr_schedule,

@@ -79,7 +79,8 @@ class Settings:
 NAMES = tuple(field.name for field in dataclasses.fields(Settings))
 ARCHITECTURE = ("embedding_dim", "hidden_size", "user_encoder", "pooling", "item_encoder",
                 "dropout", "members")
-HELD_OUT_SHARE, MAX_HELD_OUT = 0.02, 2000  # of the sessions, for --repeats fitted
+# Of the sessions, for --repeats fitted: fewer tell too little (benchmarks/README.md).
+HELD_OUT_SHARE, FEWEST_HELD_OUT, MAX_HELD_OUT = 0.02, 100, 2000
 CONTENT = ("item_tokens", "item_vectors")  # files, which may lie elsewhere the next time
 
 # benchmarks/README.md says what each part is worth.
@@ -132,6 +133,18 @@ def with_enough_epochs(settings, steps_per_epoch):
                     settings.epochs, steps_per_epoch, settings.recipe,
                     MIN_STEPS[settings.recipe])
     return dataclasses.replace(settings, epochs=epochs)
+
+
+def num_held_out(settings, sessions):
+    """How many of the sessions a run is not trained on, for --repeats fitted."""
+    if settings.repeats != "fitted":
+        return 0
+    count = min(int(HELD_OUT_SHARE * sessions), MAX_HELD_OUT)
+    if count >= FEWEST_HELD_OUT:
+        return count
+    logger.info("%d sessions are too few to fit --repeats: items of a session score their cosine",
+                sessions)
+    return 0
 
 
 def _of_resumed(given, num_devices, meta):

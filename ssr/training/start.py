@@ -20,14 +20,7 @@ from ssr.training.building import check_memory
 from ssr.training.checkpoints import Checkpoint, check_replaceable
 from ssr.training.content import ContentFiles, ItemContent, load_content
 from ssr.training.negatives import ShownNegatives
-from ssr.training.settings import (
-    CONTENT,
-    HELD_OUT_SHARE,
-    MAX_HELD_OUT,
-    Settings,
-    merge,
-    with_enough_epochs,
-)
+from ssr.training.settings import CONTENT, Settings, merge, num_held_out, with_enough_epochs
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +37,7 @@ class Run(NamedTuple):
     done: the last epoch that is there already, 0 for none
     source: Checkpoint to begin with, or None
     shown: ShownNegatives, None without --negatives impressions
-    held_out: YoochooseDataset that --repeats fitted is fitted to, None without; it may hold no
-        session
+    held_out: YoochooseDataset that --repeats fitted is fitted to, None without
     """
 
     settings: Settings
@@ -76,8 +68,8 @@ def prepare(args) -> Run:
     check_catalogue(args, source, dataset.vocab_size)
     check_memory(settings, dataset.vocab_size)  # before as many items are counted
     data, held_out = data_digests(dataset, args.vocab_path), None
-    if settings.repeats == "fitted":
-        held_out, dataset = dataset.split(min(int(HELD_OUT_SHARE * len(dataset)), MAX_HELD_OUT))
+    if count := num_held_out(settings, len(dataset)):
+        dataset, held_out = dataset.hold_out(count)
     check_steps(settings, dataset)
     if source is None and "epochs" not in given:
         settings = with_enough_epochs(
