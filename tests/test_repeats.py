@@ -211,7 +211,7 @@ def few_are_enough(monkeypatch):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
-    for name, num in (("train", 300), ("test", 40)):
+    for name, num in (("train", 3000), ("test", 40)):
         (path / name).mkdir()
         sessions = returning_sessions(np.random.default_rng(num), num, 0.9)
         (path / name / "sessions.txt").write_text(
@@ -301,7 +301,7 @@ def test_training_does_not_see_the_sessions_held_out(data, tmp_path):
 
 def test_on_few_sessions_items_score_their_cosine(data, tmp_path, capsys):
     run(train, *flags(data, tmp_path / "model", "--epochs", "1"))
-    assert "300 sessions are too few to fit --repeats" in capsys.readouterr().err
+    assert "3000 sessions are too few to fit --repeats" in capsys.readouterr().err
     assert "repeats" not in json.loads((tmp_path / "model/epoch_1.json").read_text())
 
 
