@@ -143,22 +143,21 @@ class YoochooseDataset:
         clicks = np.bincount(self.items, minlength=self.vocab_size).astype(np.int32)
         if self.chosen is not None:
             left_out = np.setdiff1d(np.arange(len(self.offsets) - 1), self.chosen)
-            lengths = self.offsets[left_out + 1] - self.offsets[left_out]
-            items = self.items[ragged_arange(self.offsets[left_out], lengths)]
-            clicks -= np.bincount(items, minlength=self.vocab_size).astype(np.int32)
+            clicks -= self._copy(left_out).item_clicks()
         return clicks
 
+    def _copy(self, sessions):
+        """A YoochooseDataset of some of the sessions. sessions: <int64>[n], their numbers"""
+        lengths = self.offsets[sessions + 1] - self.offsets[sessions]
+        return YoochooseDataset(self.items[ragged_arange(self.offsets[sessions], lengths)],
+                                np.cumsum([0, *lengths]), self.vocab_size)
+
     def hold_out(self, count):
-        """(YoochooseDataset of the others, YoochooseDataset of `count` sessions), the latter evenly
-        spaced over all. The clicks of the others are not copied."""
-        is_out = np.zeros(len(self), bool)
-        is_out[np.arange(count) * len(self) // max(count, 1)] = True
-        others = YoochooseDataset(self.items, self.offsets, self.vocab_size, self.short,
-                                  np.flatnonzero(~is_out).astype(np.int32))
-        out = np.flatnonzero(is_out)
-        lengths = self.offsets[out + 1] - self.offsets[out]
-        items = self.items[ragged_arange(self.offsets[out], lengths)]
-        return others, YoochooseDataset(items, np.cumsum([0, *lengths]), self.vocab_size)
+        """Two YoochooseDatasets: of the others, and of `count` sessions evenly spread over all."""
+        out = np.arange(count) * len(self) // max(count, 1)
+        others = np.delete(np.arange(len(self), dtype=np.int32), out)
+        return YoochooseDataset(self.items, self.offsets, self.vocab_size, self.short,
+                                others), self._copy(out)
 
     def digest(self):
         """What tells these sessions from others: 32 hexadecimal digits."""

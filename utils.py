@@ -157,6 +157,8 @@ def _check_meta(meta):
     check_architecture(meta["model"])
     if not set(meta["bytes"]) <= {".pdparams", ".pdopt"} or ".pdparams" not in meta["bytes"]:
         raise ValueError("it names no .pdparams")
+    if not isinstance(meta.get("digests", {}), dict):
+        raise ValueError(f"digests is {meta['digests']!r:.40}")
     best = meta.get("best")
     if best is not None and not isinstance(best["epoch"], int):
         raise ValueError(f"the best epoch is {best['epoch']!r:.40}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import logging
 import numbers
 import os
@@ -33,6 +34,9 @@ from ssr.errors import DataError, SetupError
 from ssr.files import write_atomically
 
 logger = logging.getLogger("ssr.api")
+# What train.py loads when it is needed, loaded while `reader` and the like are the project's.
+for _late in ("ssr.evaluation.repeats", "ssr.training.losses", "ssr.training.negatives"):
+    importlib.import_module(_late)
 
 COLUMN_FLAGS = ("session_column", "item_column", "time_column", "text_column", "field_columns")
 # What fit decides, and no flag of a caller.

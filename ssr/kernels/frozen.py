@@ -52,10 +52,12 @@ class FrozenModel:
         frozen, itself."""
         if isinstance(model, cls):
             return model
+        from ssr.kernels.memory import as_array  # here: where there is a model of Paddle
+
         state = {name: tensor.numpy() for name, tensor in model.state_dict().items()
                  if name != "embedding.weight"}
         table = model.embedding.weight
-        state["embedding.weight"] = (np.asarray(table.get_tensor()) if table.place.is_cpu_place()
+        state["embedding.weight"] = (as_array(table) if table.place.is_cpu_place()
                                      else table.numpy())
         return cls(model.sizes, state)
 
