@@ -161,8 +161,8 @@ def eventually(condition):
 
 
 def with_item(server, id):
-    """What a query says of it, asked often enough that each process is."""
-    return {id in server.ids("n0001") for _ in range(8)}
+    """What a query for it says, asked often enough that each process is."""
+    return {id in server.ids("n0001", candidates=[id]) for _ in range(8)}
 
 
 @pytest.mark.slow
