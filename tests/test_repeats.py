@@ -35,7 +35,7 @@ def test_own_items_by_hand(sessions):
                  len({*session}))
                 for row, session in enumerate(sessions) for item in sorted({*session})]
     assert list(zip(*(values.tolist() for values in own))) == expected
-    chosen = own.among(np.arange(6) % 2 == 0)
+    chosen = own.select(own.items % 2 == 0)
     assert list(zip(*chosen)) == [row for row in expected if row[1] % 2 == 0]
 
 

@@ -59,7 +59,8 @@ class Queries(NamedTuple):
         """
         lengths = np.minimum(self._end(asked)[1] + 1, max_len or np.inf).astype(np.int64)
         clicks = self.clicks[ragged_arange(self.sources[asked] + 1 - lengths, lengths)]
-        return OwnItems.of(clicks, lengths).among(candidates)
+        own = OwnItems.of(clicks, lengths)
+        return own.select(candidates[own.items])
 
 
 class Answers(NamedTuple):

@@ -20,6 +20,7 @@ FEWEST = 500  # queries, however many items there are
 BATCH_SIZE, ITEMS_AT_A_TIME = 200, 2048  # of a block, whose scores stay in the cache
 STEP = 2.0  # of the temperatures between which the sum over the other items is interpolated
 SCALES = STEP * np.arange(2, 17)
+MAX_LOG = 300.0  # a step of the minimization that leads far away is one with a finite value
 TINY = 1e-30  # where a session has clicked all candidates
 SPREAD = 0.1  # how far from where it starts a weight is expected to be, in units of a cosine
 
@@ -142,7 +143,7 @@ class _Loss:
         own = self.examples.cosines + self.examples.features @ weights
         is_label = self.examples.is_label
         label = self.examples.label + np.bincount(rows, own * is_label, size)
-        others, powers = np.exp(self.others(scale)), np.exp(scale * own)
+        others, powers = np.exp(self.others(scale)), np.exp(np.minimum(scale * own, MAX_LOG))
         total = others + np.bincount(rows, powers, size)
         away = (x - self.start)[1:] / SPREAD
         value = np.sum(np.log(total) - scale * label) + away @ away / 2

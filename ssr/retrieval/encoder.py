@@ -106,7 +106,7 @@ class Encoder:
         if self.repeats is None or not bags:
             return {}
         own = OwnItems.of(keys, [len(keys)])
-        own = OwnItems(*(values[np.isin(own.items, [*bags])] for values in own))
+        own = own.select(np.isin(own.items, [*bags]))
         vectors = self.encode_items([bags[key] for key in own.items.tolist()])
         return dict(zip(own.items.tolist(), self.repeats(vectors @ user, own).tolist()))
 

@@ -54,9 +54,8 @@ class OwnItems(NamedTuple):
         return cls(rows, items[first], times, back[first], np.asarray(lengths)[rows],
                    distinct[rows])
 
-    def among(self, is_candidate):
-        """Those that are candidates. is_candidate: <bool>[V]"""
-        chosen = is_candidate[self.items]
+    def select(self, chosen):
+        """Some of them. chosen: <bool>[n]"""
         return OwnItems(*(values[chosen] for values in self))
 
 
