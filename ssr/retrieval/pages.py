@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import sys
 
 HUGEPAGE, COLLAPSE = 14, 25  # of madvise(2) in Linux, the latter since 6.1
 
@@ -12,6 +13,8 @@ HUGEPAGE, COLLAPSE = 14, 25  # of madvise(2) in Linux, the latter since 6.1
 def use_large_pages(array):
     """Moves the memory of an array into pages of 2 MB, where the system can; elsewhere nothing
     happens. Numpy asks for such pages for its own arrays, other libraries do not."""
+    if sys.platform != "linux":  # elsewhere these numbers mean something else
+        return
     page = mmap.PAGESIZE
     begin = -(-array.ctypes.data // page) * page
     length = (array.ctypes.data + array.nbytes) // page * page - begin
