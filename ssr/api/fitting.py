@@ -11,6 +11,8 @@ import importlib
 import logging
 import numbers
 import os
+import signal
+import threading
 
 import numpy as np
 
@@ -289,17 +291,35 @@ def _train(home, flags, earlier):
             init_from = stack.enter_context(homes.alone(earlier.checkpoint))
         args = train.parse_args({"data_dir": home, "model_dir": model_dir, "init_from": init_from,
                                  **flags})
-        with making, _interrupts():
-            train.start(args, say=logger.info)
+        with making, _interrupts() as check:
+            train.start(args, say=lambda line: (check(), logger.info(line)))
     homes.keep_only(homes.choose(model_dir))
 
 
 @contextlib.contextmanager
 def _interrupts():
-    """A KeyboardInterrupt stays one, also where it went through Paddle's C++ on its way."""
+    """A KeyboardInterrupt stays one, also where it went through Paddle's C++ on its way. There it
+    may even be lost: the function that this gives, called now and then, raises one that was."""
+    interrupted, previous = threading.Event(), signal.getsignal(signal.SIGINT)
+
+    def note(number, frame):
+        interrupted.set()
+        previous(number, frame)
+
+    def check():
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+    # Only the main thread may set it; a handler of somebody else's may want no interrupt.
+    is_ours = (previous is signal.default_int_handler
+               and threading.current_thread() is threading.main_thread())
+    if is_ours:
+        signal.signal(signal.SIGINT, note)
     try:
-        yield
+        yield check
     except Exception as error:
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from error
         raise
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, previous)
