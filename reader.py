@@ -40,8 +40,8 @@ class Batch(NamedTuple):
     positive: <int64>[targets], the items that were clicked next: one after each sequence, or one
         after each click of it
     candidates: what a target is to be told from. <int64>[targets, 1 + n], for each its own, the
-        target first; or <int64>[n], the same for all, ascending, each once, all targets among
-        them (ssr.training.negatives.SharedNegatives)
+        target first; or <int64>[n], the same for all, ascending, each once, all items of the
+        sessions among them (ssr.training.negatives.SharedNegatives)
     log_inclusion: <float32>[n] with shared candidates, else None: the logarithm of the probability
         that a candidate is one
     num_targets: targets of the batches of all ranks
@@ -177,7 +177,7 @@ class YoochooseDataset:
         """Batches of one epoch, in an order that depends on (seed, epoch) alone.
 
         The global batch of batch_size * world_size sessions and its candidates are the same
-        whatever world_size is; a rank takes every world_size-th session of it, in order of length.
+        whatever world_size is; the ranks take turns at its sessions, from the longest on.
 
         batch_size: sessions a step and rank
         negatives: UniformNegatives, or a class of ssr.training.negatives; not given, one uniform
