@@ -23,7 +23,7 @@ import logging
 import sys
 import time
 
-from ssr.commands import be_quiet, run, setup_logging
+from ssr.commands import be_quiet, raise_if_interrupted, run, setup_logging
 
 import numpy as np
 
@@ -103,6 +103,7 @@ def train_epochs(args, run, model, optimizer, group=None, record=None, say=say):
     total_time = mean_time = 0.0
     acc = float("nan")
     for epoch in range(run.done + 1, settings.epochs + 1):
+        raise_if_interrupted()
         say(f"epoch_{epoch} start")
         begin = time.time()
         paddle.seed(dropout_seed(settings.seed, epoch, rank))

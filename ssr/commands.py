@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -130,34 +131,51 @@ def data_path(path):
 # --- running --------------------------------------------------------------------------------------
 
 
+_interrupts = []  # the Ctrl-C that noting_interrupts has seen
+
+
+@contextlib.contextmanager
+def noting_interrupts():
+    """Within the block Ctrl-C is a KeyboardInterrupt, and is noted: callbacks from Paddle's C++ may
+    swallow that or make something else of it."""
+    def note(number, frame):
+        _interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = _on_interrupt(note)
+    try:
+        yield
+    finally:
+        _on_interrupt(before)
+        _interrupts.clear()
+
+
+def raise_if_interrupted():
+    """Raises the KeyboardInterrupt of a Ctrl-C that was swallowed. For loops that run long."""
+    if _interrupts:
+        raise KeyboardInterrupt
+
+
 def run(main):
     """Runs main() as a command and returns its exit code. A UserError is one line on standard error
     and 1, Ctrl-C one line and 130."""
     name = os.path.basename(sys.argv[0])
-    interrupts = []
-
-    def interrupt(number, frame):
-        interrupts.append(number)
-        signal.default_int_handler(number, frame)
-
-    before = _on_interrupt(interrupt)
-    try:
-        code = main()
-        if not interrupts:  # else it was swallowed by a callback from C++
-            return code
-    except UserError as error:
-        if not interrupts:
-            print(f"{name}: error: {error}", file=sys.stderr)
+    with noting_interrupts():
+        try:
+            code = main()
+            if not _interrupts:  # else it was swallowed by a callback from C++
+                return code
+        except UserError as error:
+            if not _interrupts:
+                print(f"{name}: error: {error}", file=sys.stderr)
+                return 1
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no complaint at exit
             return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no complaint at exit
-        return 1
-    except BaseException as error:
-        # What a KeyboardInterrupt becomes on its way through Paddle's C++ is anybody's guess.
-        if not interrupts and not isinstance(error, KeyboardInterrupt):
-            raise
-    finally:
-        _on_interrupt(before)
+        except BaseException as error:
+            # What a KeyboardInterrupt becomes on its way through Paddle's C++ is anybody's guess.
+            if not _interrupts and not isinstance(error, KeyboardInterrupt):
+                raise
     print(f"{name}: interrupted", file=sys.stderr)
     return 130
 

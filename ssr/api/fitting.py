@@ -12,7 +12,8 @@ import logging
 import numbers
 import os
 import signal
-import threading
+
+from ssr.commands import noting_interrupts
 
 import numpy as np
 
@@ -291,35 +292,20 @@ def _train(home, flags, earlier):
             init_from = stack.enter_context(homes.alone(earlier.checkpoint))
         args = train.parse_args({"data_dir": home, "model_dir": model_dir, "init_from": init_from,
                                  **flags})
-        with making, _interrupts() as check:
-            train.start(args, say=lambda line: (check(), logger.info(line)))
+        with making, _interrupts():
+            train.start(args, say=logger.info)
     homes.keep_only(homes.choose(model_dir))
 
 
 @contextlib.contextmanager
 def _interrupts():
-    """A KeyboardInterrupt stays one, also where it went through Paddle's C++ on its way. There it
-    may even be lost: the function that this gives, called now and then, raises one that was."""
-    interrupted, previous = threading.Event(), signal.getsignal(signal.SIGINT)
-
-    def note(number, frame):
-        interrupted.set()
-        previous(number, frame)
-
-    def check():
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-    # Only the main thread may set it; a handler of somebody else's may want no interrupt.
-    is_ours = (previous is signal.default_int_handler
-               and threading.current_thread() is threading.main_thread())
-    if is_ours:
-        signal.signal(signal.SIGINT, note)
+    """A KeyboardInterrupt stays one, also where it went through Paddle's C++ on its way."""
+    # A handler of somebody else's stays: it may want no interrupt.
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
-        yield check
+        with noting_interrupts() if is_usual else contextlib.nullcontext():
+            yield
     except Exception as error:
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from error
         raise
-    finally:
-        if is_ours:
-            signal.signal(signal.SIGINT, previous)
