@@ -191,7 +191,7 @@ def make_methods(args, encoder, scoring, vocab_size):
     baselines = {"popular": lambda: Popular(vocab_size, args.window),
                  "frozen": lambda: Frozen(encoder),
                  "vsknn": lambda: VSKNN(vocab_size)}
-    return {"stream": lambda: StreamMethod(encoder, scoring, args.age),
+    return {"stream": lambda: StreamMethod(encoder, scoring, args.age, args.topk),
             **{name: baselines[name] for name in args.baselines}}
 
 

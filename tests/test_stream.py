@@ -178,7 +178,9 @@ def test_passing_over_articles_changes_nothing(steps, scoring, session, k, later
                 assert found.tolist() == rows[best].tolist()
                 assert found_scores.tolist() == scores[best].tolist()
                 for row, score in zip(rows, scores):
-                    assert question.rank(row, candidates) == np.count_nonzero(scores >= score)
+                    rank = np.count_nonzero(scores >= score)
+                    assert question.rank(row, candidates, len(rows)) == rank
+                    assert question.rank(row, candidates, k) == (rank if rank <= k else 0)
             state.click(item, before, now, user)
 
 
@@ -427,7 +429,7 @@ def test_ranks_count_ties_against(steps):
     for item, before, now, user in clicks:
         scores = asked(state, user, before, now)
         expected = sum(score >= scores[item] for score in scores.values()) if item in scores else 0
-        assert state.rank(item, user, before, now, SCORING) == expected
+        assert state.rank(item, user, before, now, SCORING, len(state)) == expected
         state.click(item, before, now, user)
 
 
@@ -435,7 +437,7 @@ def test_all_weights_of_zero_rank_last():
     state = Stream(DIM)
     take_in(state, [(1, [], 0), (2, [], 0), (3, [], 0)])
     nothing = Scoring().without("readers", "content", "popularity", "transitions", "floor")
-    assert state.rank(2, None, [], 1, nothing) == 3
+    assert state.rank(2, None, [], 1, nothing, 3) == 3
 
 
 def test_top_is_the_best_of_scores():

@@ -37,11 +37,16 @@ LEADERS = 64  # articles that are scored first, to see what the best score
 ROUNDING = 1e-4  # of a product of two vectors of length 1, much more than there is
 ROUNDING_OF_SUM = 1e-5  # of a score, of all that is added up in it
 _WINDOWS, _PASSAGES = np.array(WINDOWS), np.array(PASSAGES)
+_NO_ROWS, _NO_NUMBERS = np.empty(0, np.int64), np.empty(0)
 
 
 def normalized(x):
     """A vector of length 1; zeros stay: <float32>[dim]."""
-    return x / max(math.sqrt(x @ x), 1e-9)
+    return x / max(_length(x), 1e-9)
+
+
+def _length(x):
+    return math.sqrt(x @ x)
 
 
 class Question:
@@ -101,18 +106,20 @@ class Question:
     @cached_property
     def _linked(self):
         """What transitions add to an article's mixture and to its score, and whether any leads to
-        it: <float32>[rows], <float32>[rows], <bool>[rows]."""
-        scoring = self._scoring
-        mixture = np.zeros(self._count, np.float32)
+        it: <float64>[rows], <float32>[rows], <bool>[rows]."""
+        scoring, weights = self._scoring, np.array([self._scoring.last, self._scoring.earlier])
         score = np.full(self._count, scoring.followed * np.log(LINK_FLOOR), np.float32)
         is_linked = np.zeros(self._count, bool)
-        weights = np.array([scoring.last, scoring.earlier])
+        targets, added = [_NO_ROWS], [_NO_NUMBERS]
         for lag, rows, counts, decay in self._links():
-            is_linked[rows] = True
-            mixture[rows] += counts @ (decay * weights[min(lag, 2) - 1])
+            targets.append(rows)
+            added.append(counts @ (decay * weights[min(lag, 2) - 1]))
             if lag == 1:
                 followed = np.log1p(counts[:, -1] * (decay[-1] / LINK_FLOOR))
                 score[rows] += scoring.followed * followed
+        targets = np.concatenate(targets)
+        is_linked[targets] = True
+        mixture = np.bincount(targets, np.concatenate(added), self._count)
         return mixture, score, is_linked
 
     def _trust(self, rows):
@@ -168,7 +175,7 @@ class Question:
         """How far they are from the rest at most, <float32>[n] or 0."""
         if not self._uses_vectors:
             return np.float32(0)
-        return _reach(self._scoring, self._trust(rows), np.linalg.norm(self._stream.common))
+        return _reach(self._scoring, self._trust(rows), _length(self._stream.common))
 
     def best(self, candidates, k):
         """The k best candidates, the best first, and of equal ones the one whose row comes first:
@@ -176,39 +183,45 @@ class Question:
 
         candidates: <bool>[rows]
         """
-        first = self._promising(k + LEADERS) & candidates
-        rows = np.flatnonzero(first)
-        scores = self.scores(rows)
-        least = -np.partition(-scores, k - 1)[k - 1] if 0 < k <= len(rows) else -np.inf
-        others, of_others = self._scores_from(least, candidates & ~first)
+        first, rows, rest = self._first(candidates, k + LEADERS)
+        least = _kth_best(rest - self._reach(rows), k)
+        rows, scores = self._near(least, rows, rest)
+        others, of_others = self._scores_from(_kth_best(scores, k), candidates & ~first)
         rows, scores = np.concatenate([rows, others]), np.concatenate([scores, of_others])
         chosen = np.flatnonzero(scores > -np.inf)
         order = chosen[np.lexsort((rows[chosen], -scores[chosen]))[:k]]
         return rows[order], scores[order]
 
-    def rank(self, row, candidates):
-        """How many candidates score as high as one of them or higher, itself among them.
+    def rank(self, row, candidates, k):
+        """How many candidates score as high as one of them or higher, itself among them; 0 where
+        they are more than k.
 
         row: of that one; candidates: <bool>[rows]
         """
-        first = self._promising(LEADERS) & candidates
-        first[row] = True
-        rows = np.flatnonzero(first)
-        scores = self.scores(rows)
-        own = scores[np.searchsorted(rows, row)]
+        first, rows, rest = self._first(candidates, k + LEADERS, [row])
+        place = np.searchsorted(rows, [row])
+        own, = self._with_vectors(rows[place], rest[place])
+        if _reaching(own, rest - self._reach(rows)) > k:
+            return 0
+        _, scores = self._near(own, rows, rest)
         _, of_others = self._scores_from(own, candidates & ~first)
-        # Not "those at or above": a score that is not a number is below nothing.
-        return len(scores) + len(of_others) - int(np.count_nonzero(scores < own)
-                                                  + np.count_nonzero(of_others < own))
+        rank = _reaching(own, scores) + _reaching(own, of_others)
+        return rank if rank <= k else 0
 
-    def _promising(self, leaders):
-        """The articles that are scored first: those that the Ceiling says nothing of, and so many
-        that it has highest; <bool>[rows]."""
+    def _first(self, candidates, leaders, others=()):
+        """Those to begin with, which may be the best: the candidates that the Ceiling says nothing
+        of, and so many that it has highest: (<bool>[rows], their rows <int64>[n], _rest of them).
+
+        others: rows of further ones
+        """
         ceiling = self._ceiling
-        promising = ceiling.upper[:self._count] == np.inf
-        promising |= self._linked[-1]
-        promising[ceiling.leaders[:leaders]] = True
-        return promising
+        first = ceiling.upper[:self._count] == np.inf
+        first |= self._linked[-1]
+        first[ceiling.leaders[:leaders]] = True
+        first[list(others)] = True
+        first &= candidates
+        rows = np.flatnonzero(first)
+        return first, rows, self._rest(rows)
 
     def _scores_from(self, least, among):
         """Those that may score so much, and perhaps some others: (rows <int64>[n], scores
@@ -216,7 +229,10 @@ class Question:
         rows = np.flatnonzero(among & ~(self._ceiling.upper[:self._count] < least))
         if not len(rows):
             return rows, np.empty(0, np.float32)
-        rest = self._rest(rows)
+        return self._near(least, rows, self._rest(rows))
+
+    def _near(self, least, rows, rest):
+        """As _scores_from, of some rows. rest: _rest of the rows"""
         is_near = ~(rest + self._reach(rows) < least)
         return rows[is_near], self._with_vectors(rows[is_near], rest[is_near])
 
@@ -253,7 +269,7 @@ class Ceiling:
     def __init__(self, stream, scoring, now, highest, size):
         """highest, size: as of Question._highest"""
         self._scoring, self._from, self._marked = scoring, now, 0
-        self._length = 1.01 * np.linalg.norm(stream.common) + 0.01  # of `common`, for a while
+        self._length = 1.01 * _length(stream.common) + 0.01  # of `common`, for a while
         count = stream.articles.used
         readers = stream.articles.readers[:count]
         reach = _reach(scoring, readers / (readers + np.float32(SHRINK)), self._length)
@@ -271,7 +287,7 @@ class Ceiling:
         """Whether it is of use for a question."""
         return (self._from <= now <= self._from + SECONDS and self._marked <= self._most
                 and stream.articles.used <= len(self.upper) and scoring == self._scoring
-                and (not scoring.content or np.linalg.norm(stream.common) <= self._length))
+                and (not scoring.content or _length(stream.common) <= self._length))
 
 
 def _reach(scoring, trust, length):
@@ -284,6 +300,16 @@ def _reach(scoring, trust, length):
     if scoring.content:
         reach += (1 - trust) * np.float32(abs(scoring.content) * (1 + ROUNDING) * (1 + length))
     return reach
+
+
+def _kth_best(scores, k):
+    """The k-th best score, below which nothing is among the k best; -inf where there are fewer."""
+    return -np.partition(-scores, k - 1)[k - 1] if 0 < k <= len(scores) else -np.inf
+
+
+def _reaching(least, scores):
+    """How many scores are so high. One that is not a number is below nothing."""
+    return len(scores) - int(np.count_nonzero(scores < least))
 
 
 def _products(vectors, direction):

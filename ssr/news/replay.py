@@ -28,10 +28,11 @@ class StreamMethod(Method):
     """The live score. The vectors of the readers' sessions are those of the beginning of a slice.
 
     encoder: IdEncoder of all articles; scoring: Scoring; age: seconds, as of Stream
+    k: a label that is not among the first k has rank 0
     """
 
-    def __init__(self, encoder, scoring, age):
-        self.encoder, self.scoring = encoder, scoring
+    def __init__(self, encoder, scoring, age, k):
+        self.encoder, self.scoring, self.k = encoder, scoring, k
         self.stream = Stream(encoder.dim, self._trained_vector, age)
         self._users = {}  # by the number of the click
 
@@ -50,7 +51,7 @@ class StreamMethod(Method):
 
     def rank(self, click):
         return self.stream.rank(click.item, self._users[click.number], click.before, click.time,
-                                self.scoring)
+                                self.scoring, self.k)
 
     def learn(self, click):
         self.stream.advance(click.time)
@@ -64,7 +65,7 @@ class _Collector(StreamMethod):
     """
 
     def __init__(self, encoder, age, share, weight):
-        super().__init__(encoder, Scoring(), age)
+        super().__init__(encoder, Scoring(), age, k=0)
         self.examples, self._share, self._weight = Examples(), share, weight
         self._random = np.random.default_rng(0)
 

@@ -265,12 +265,12 @@ class Stream:
         rows, scores = question.best(self._candidates(session, now, exclude_session, among), k)
         return self.articles.ids[rows], scores
 
-    def rank(self, label, user, session, now, scoring):
+    def rank(self, label, user, session, now, scoring, k):
         """1 + the other candidates that score as high as the label or higher; 0 where the label is
-        no candidate."""
+        no candidate or not among the first k."""
         question = self._ask(user, session, now, scoring)
         row, candidates = self.articles.rows.get(label), self.candidates(session, now)
-        return 0 if row is None or not candidates[row] else question.rank(row, candidates)
+        return 0 if row is None or not candidates[row] else question.rank(row, candidates, k)
 
     def volume(self, now):
         """How many clicks there were lately, each worth exp(-age / w), w the longest of WINDOWS."""
