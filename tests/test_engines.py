@@ -164,6 +164,10 @@ def test_lists_that_are_not_looked_into_still_fill_an_answer(tmp_path):
         assert store.search_settings()["kind"] == "milvus-ivf"
         assert len(ask(store, vectors[3], 10, Filter(only=["section:rare"]))) == 10
         assert len(ask(store, vectors[3], 600, Filter())) == 500
+        few = [f"n{i}" for i in range(0, 500, 3)]
+        found = ask(store, vectors[3], 4, Filter(candidates=few))
+        assert [id for id, _, _ in found] == sorted(
+            few, key=lambda id: -float(rows[int(id[1:])].vector @ vectors[3]))[:4]
 
 
 def test_milvus_lite_filters_by_texts_others_by_arrays(opened):

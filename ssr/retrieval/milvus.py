@@ -47,12 +47,14 @@ class Among:
     are among these, <bool>[n].
 
     expression: what Milvus filters by
+    is_list: whether they are out of a list that the caller gave
     """
 
     def __init__(self, items, conditions):
         """items: MilvusItems"""
         self._items, self._conditions = items, conditions
         self.expression = expression_of(conditions, items.has_terms)
+        self.is_list = conditions.candidates is not None
 
     def __call__(self, keys):
         keys = keys.tolist()
@@ -149,8 +151,9 @@ class MilvusStore:
         """As of engines.Store; k is 16384 at most."""
         k = min(k, LIMIT)
         expression = both(IS_CANDIDATE, among and among.expression)
-        rows = self._search(vectors, k, expression, self._search_kind.get("nprobe"))
-        nlist = self._search_kind.get("nlist")
+        nlist, nprobe = (self._search_kind.get(name) for name in ("nlist", "nprobe"))
+        # The few of a list are anywhere, and Milvus scores no others: it looks for them everywhere.
+        rows = self._search(vectors, k, expression, nlist if among and among.is_list else nprobe)
         short = [place for place, row in enumerate(rows) if nlist and len(row) < k]
         if short:  # the lists that were looked into hold fewer: into all of them
             for place, row in zip(short, self._search(vectors[short], k, expression, nlist)):
