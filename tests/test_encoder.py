@@ -127,7 +127,7 @@ def users_of_replay(encoder, sessions, times=None):
     None for all at once, so that no article has readers"""
     items = np.concatenate(sessions).astype(np.int64)
     offsets = np.cumsum([0, *map(len, sessions)])
-    method = Seen(encoder, Scoring(), AGE)
+    method = Seen(encoder, Scoring(), AGE, k=0)
     times = np.zeros(len(items)) if times is None else times
     replay(Timeline(items, offsets, times, np.ones(len(items), bool)), method, "")
     return method.seen
