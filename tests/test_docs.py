@@ -47,6 +47,7 @@ PARSED = {
     r"python -m paddle\.distributed\.launch": "needs several machines; test_parallel.py starts it",
     r"python tests/fuzz.py": "runs for minutes; the tests hold what it repeats",
     r"python examples/encode_titles\.py": "needs a sentence model; the vectors are made up",
+    r"python examples/tune_titles\.py": "needs a sentence model and minutes",
     r"SSR_TOKEN=secret locust ": "loads the machine; test_examples.py runs it",
     r".*(http://milvus:|redis://redis:)": "needs a Milvus or a Redis; the tests have them",
     r"SSR_TOKEN=secret docker ": "needs Docker; test_examples.py reads the file",
