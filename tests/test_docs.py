@@ -59,7 +59,8 @@ PARSED_FILES = {"benchmarks/README.md": "commands of the tables: hours, and data
 OTHERS_FLAGS = {"--nnodes", "--rank", "--master", "--nproc_per_node",  # of Paddle's launcher
                 "--retry",  # of curl
                 "--headless",  # of locust
-                "--rm"}  # of docker
+                "--rm",  # of docker
+                "--model"}  # of examples/encode_titles.py
 
 
 class Block(NamedTuple):
