@@ -47,7 +47,6 @@ PARSED = {
     r"python -m paddle\.distributed\.launch": "needs several machines; test_parallel.py starts it",
     r"python tests/fuzz.py": "runs for minutes; the tests hold what it repeats",
     r"python examples/encode_titles\.py": "needs a sentence model; the vectors are made up",
-    r"python examples/tune_titles\.py": "needs a sentence model and minutes",
     r"SSR_TOKEN=secret locust ": "loads the machine; test_examples.py runs it",
     r".*(http://milvus:|redis://redis:)": "needs a Milvus or a Redis; the tests have them",
     r"SSR_TOKEN=secret docker ": "needs Docker; test_examples.py reads the file",
@@ -59,8 +58,7 @@ PARSED_FILES = {"benchmarks/README.md": "commands of the tables: hours, and data
 OTHERS_FLAGS = {"--nnodes", "--rank", "--master", "--nproc_per_node",  # of Paddle's launcher
                 "--retry",  # of curl
                 "--headless",  # of locust
-                "--rm",  # of docker
-                "--model"}  # of examples/encode_titles.py
+                "--rm"}  # of docker
 
 
 class Block(NamedTuple):

@@ -488,31 +488,6 @@ def test_what_encoding_titles_needs_is_told(tmp_path, monkeypatch):
     assert not (tmp_path / "item_vectors.npy").exists()
 
 
-def test_a_sentence_model_is_tuned_on_pairs_of_clicked_titles(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(os.path.dirname(encode_titles.__file__))
-    import tune_titles
-    sessions, titles = [[0, 1, 2, 0], [3, 1], [2, 2]], ["a", "b", "", "d"]
-    pairs = tune_titles.draw_pairs(sessions, titles, 200, 0)
-    found = set(zip(pairs["anchor"], pairs["positive"]))
-    assert found == {("a", "b"), ("b", "a"), ("d", "b")}  # not three clicks apart, and none of "c"
-    assert pairs == tune_titles.draw_pairs(sessions, titles, 200, 0)
-    assert pairs != tune_titles.draw_pairs(sessions, titles, 200, 1)
-    with pytest.raises(SystemExit, match="no two items with titles"):
-        tune_titles.draw_pairs([[0, 2]], titles, 5, 0)
-    with pytest.raises(SystemExit, match="both must be of one preprocess.py"):
-        tune_titles.draw_pairs([[0, 4]], titles, 5, 0)
-    (tmp_path / "items.txt").write_text("n1\tbanana\nn2\tapple\n")
-    argv = ["--data_dir", str(tmp_path), "--output", str(tmp_path / "tuned")]
-    with pytest.raises(SystemExit, match="preprocess.py writes train_data"):
-        tune_titles.main(argv)
-    (tmp_path / "train_data").mkdir()
-    (tmp_path / "train_data" / "a.txt").write_text("0 1\n")
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(SystemExit, match="pip install sentence-transformers"):
-        tune_titles.main(argv)
-    assert not (tmp_path / "tuned").exists()
-
-
 def test_a_model_without_vectors_has_what_it_always_had(in_sample):
     assert train.main([*FLAGS[:-2]]) == 0
     model = load_model(choose_checkpoint("model_output"))
