@@ -177,10 +177,13 @@ def test_changes_of_others_are_seen_without_an_iterator(opened):
         store.remove(["second"])
         store._looked = store._removed = None
         assert store.items.find(["second"])["second"].key in store.removed()
-        store.put([Row("second", "", Bag(np.array([0], np.int32)), np.eye(DIM)[0])])
-    with mock.patch("ssr.retrieval.milvus_items.LIMIT", 1):  # more than a query gives at once
+        store.put([Row(f"one of {i}", "", Bag(np.array([0], np.int32)), np.eye(DIM)[0])
+                   for i in range(9)])
+    with mock.patch("ssr.retrieval.milvus_items.LIMIT", 8):  # there are more
         found = [row["key"] for rows in store.items.states_since(0) for row in rows]
-    assert len(found) == len(set(found)) == store.items.count_of("")
+    assert len(found) == len(set(found)) == store.items.count_of("") > 8
+    empty(store)
+    store.remove([f"one of {i}" for i in range(9)])
 
 
 def test_milvus_lite_filters_by_texts_others_by_arrays(opened):
