@@ -21,7 +21,9 @@ RECALL = 0.985  # what an approximate search is tuned to
 POINTS_PER_LIST = 64  # vectors that k-means looks at, per list: more take longer and change little
 IVF_ABOVE = 100_000  # candidates, above which the search is approximate
 MOST = 0.75  # a search that is bound to more of the keys looks for them among the best of all
-SCANNED = 20_000  # so many of its keys at most, a search that is bound to them looks at one by one
+# A search that is bound to a smaller share of the keys than this fetches their vectors one by one,
+# for each of which it could pass by 32 others; up to this one, it looks for them in all lists.
+FETCHED, EXACT = 1 / 32, 1 / 4
 
 
 class SearchSettings(NamedTuple):
@@ -189,15 +191,18 @@ class Ivf:
         return result
 
     def search(self, vectors, k, among=None):
-        """As of Flat. Among more than SCANNED keys the search looks into so many more lists as they
-        are fewer than all, and into every list before it returns less than there is."""
+        """As of Flat. It is exact among up to a quarter of the keys. Among more of them it looks into
+        so many more lists as they are fewer than all, and into every list before it returns less
+        than there is."""
         if among is None:
             return self.index.search(vectors, k)
         keys = np.flatnonzero(among)
-        if len(keys) <= SCANNED:
+        if len(keys) <= FETCHED * len(self):
             return _scan(vectors, k, keys, self.vectors(keys))
         nlist, selector = self.index.nlist, _selector(among)
-        nprobe = self.index.nprobe * max(1, len(self) / max(1, len(keys)))
+        nprobe = self.index.nprobe * max(1, len(self) / len(keys))
+        if len(keys) <= EXACT * len(self):
+            nprobe = nlist
         while True:
             scores, nearest = self._search(vectors, k, min(nlist, int(nprobe)), selector)
             if nprobe >= nlist or (nearest >= 0).all():
