@@ -21,9 +21,9 @@ RECALL = 0.985  # what an approximate search is tuned to
 POINTS_PER_LIST = 64  # vectors that k-means looks at, per list: more take longer and change little
 IVF_ABOVE = 100_000  # candidates, above which the search is approximate
 MOST = 0.75  # a search that is bound to more of the keys looks for them among the best of all
-# A search that is bound to a smaller share of the keys than this fetches their vectors one by one,
-# for each of which it could pass by 32 others; up to this one, it looks for them in all lists.
-FETCHED, EXACT = 1 / 32, 1 / 4
+# A search that is bound to this share of the keys or less fetches their vectors one by one, for each
+# of which it could pass by 128 others; up to the second, an approximate one looks into all lists.
+FETCHED, EXACT = 1 / 128, 1 / 4
 
 
 class SearchSettings(NamedTuple):
@@ -133,7 +133,7 @@ class Flat:
         if among is None:
             return self.index.search(vectors, min(k, len(self)))
         keys = np.flatnonzero(among)
-        if len(keys) < max(1, len(self) // 16):  # above, to fetch them takes longer
+        if len(keys) <= FETCHED * len(self):
             return _scan(vectors, k, keys, self.vectors(keys))
         if len(keys) > MOST * len(self):  # to pass by the few others takes longer than to see them
             found = _first_of(among, k, *self.index.search(vectors, min(4 * k, len(self))))
