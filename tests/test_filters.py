@@ -215,6 +215,25 @@ def test_an_approximate_search_among_few_is_as_good_as_among_all(tmp_path, share
         assert set(opened.search(queries[:1], 20, Mask(few))[1][0]) == {7, 1234, 3999, -1}
 
 
+def test_what_is_left_may_be_far_from_the_session(tmp_path):
+    """All but the articles that are near it."""
+    random = np.random.default_rng(0)
+    points = random.normal(size=(20_000, 16)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    rows = [store.Row(f"n{i}", "", NOTHING, vector) for i, vector in enumerate(points)]
+    queries, found = points[random.choice(20_000, 40)], []
+    with builds.new_build(str(tmp_path)) as directory:
+        store.create(directory, 16, rows, {}, queries, SearchSettings(0))
+    with store.Store(str(tmp_path)) as opened:
+        for query in queries:
+            scores = points @ query
+            among = scores < np.quantile(scores, 0.75)
+            keys = opened.search(query[None], 20, Mask(np.concatenate([[False], among])))[1]
+            best = 1 + np.argsort(-np.where(among, scores, -np.inf))[None, :20]
+            found.append(recall(keys, best))
+    assert np.mean(found) > 0.97
+
+
 @pytest.mark.parametrize("filter, message", [
     (Filter(only=["sports"]), "'sports' is not a field"),
     (Filter(without=["section:"]), "is not a field"),

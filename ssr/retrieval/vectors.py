@@ -24,6 +24,9 @@ MOST = 0.75  # a search that is bound to more of the keys looks for them among t
 # A search that is bound to this share of the keys or less fetches their vectors one by one, for each
 # of which it could pass by 128 others; up to the second, an approximate one looks into all lists.
 FETCHED, EXACT = 1 / 128, 1 / 4
+# What a reader likes and what a filter leaves are not independent: who asks for all but the section
+# that a session is about finds little in the lists nearest to it.
+WIDER = 4  # times as many lists
 
 
 class SearchSettings(NamedTuple):
@@ -192,15 +195,15 @@ class Ivf:
 
     def search(self, vectors, k, among=None):
         """As of Flat. It is exact among up to a quarter of the keys. Among more of them it looks into
-        so many more lists as they are fewer than all, and into every list before it returns less
-        than there is."""
+        WIDER times so many more lists as they are fewer than all, and into every list before it
+        returns less than there is."""
         if among is None:
             return self.index.search(vectors, k)
         keys = np.flatnonzero(among)
         if len(keys) <= FETCHED * len(self):
             return _scan(vectors, k, keys, self.vectors(keys))
         nlist, selector = self.index.nlist, _selector(among)
-        nprobe = self.index.nprobe * max(1, len(self) / len(keys))
+        nprobe = WIDER * self.index.nprobe * max(1, len(self) / len(keys))
         if len(keys) <= EXACT * len(self):
             nprobe = nlist
         while True:
