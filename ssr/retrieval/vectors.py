@@ -21,8 +21,8 @@ RECALL = 0.985  # what an approximate search is tuned to
 POINTS_PER_LIST = 64  # vectors that k-means looks at, per list: more take longer and change little
 IVF_ABOVE = 100_000  # candidates, above which the search is approximate
 MOST = 0.75  # a search that is bound to more of the keys looks for them among the best of all
-# A search that is bound to this share of the keys or less fetches their vectors one by one; for each
-# it could pass by 128 others. Up to the second share, an approximate one looks into all lists.
+# A search that is bound to this share of the keys or less fetches their vectors one by one; for
+# each it could pass by 128 others. Up to the second share, an approximate one looks into all lists.
 FETCHED, EXACT = 1 / 128, 1 / 4
 # What a reader likes and what a filter leaves are not independent: who asks for all but the section
 # that a session is about finds little in the lists nearest to it.
