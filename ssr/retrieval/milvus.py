@@ -35,7 +35,7 @@ from ssr.retrieval.milvus_items import (
     expression_of,
     key_of,
 )
-from ssr.retrieval.vectors import RECALL, RECALL_AT, recall
+from ssr.retrieval.vectors import RECALL, RECALL_AT, WIDER, recall
 
 LOOK_EVERY = 0.5  # seconds, for the changes of others
 OVERLAP = 10_000_000  # microseconds that the clocks of servers may differ
@@ -152,8 +152,10 @@ class MilvusStore:
         k = min(k, LIMIT)
         expression = both(IS_CANDIDATE, among and among.expression)
         nlist, nprobe = (self._search_kind.get(name) for name in ("nlist", "nprobe"))
-        # The few of a list are anywhere, and Milvus scores no others: it looks for them everywhere.
-        rows = self._search(vectors, k, expression, nlist if among and among.is_list else nprobe)
+        if nlist and among:
+            # The few of a list are anywhere, and Milvus scores no others: it looks everywhere.
+            nprobe = nlist if among.is_list else min(nlist, WIDER * nprobe)
+        rows = self._search(vectors, k, expression, nprobe)
         short = [place for place, row in enumerate(rows) if nlist and len(row) < k]
         if short:  # the lists that were looked into hold fewer: into all of them
             for place, row in zip(short, self._search(vectors[short], k, expression, nlist)):
