@@ -146,8 +146,9 @@ def noting_interrupts():
     try:
         yield
     finally:
-        _on_interrupt(before)
-        _interrupts.clear()
+        if before is not None:  # in another thread they are not its own
+            _on_interrupt(before)
+            _interrupts.clear()
 
 
 def raise_if_interrupted():

@@ -629,17 +629,20 @@ def test_an_interrupt_is_one_and_leaves_nothing(news, tmp_path, monkeypatch):
     assert len(ssr.fit(news.train, **QUICK).recommend(news.test[:1], 3)) == 3
 
 
-def test_an_interrupt_that_is_lost_comes_with_the_next_epoch(news, tmp_path, monkeypatch):
-    """Paddle's C++ may clear an exception that a function it calls has raised."""
+@pytest.mark.parametrize("place, name", [(train, "train_epoch"), (fitting, "_prepare")])
+def test_an_interrupt_that_is_lost_comes_with_the_next_epoch(place, name, news, tmp_path,
+                                                             monkeypatch):
+    """Paddle's C++ may clear an exception that a function it calls has raised, and a destructor
+    that it meets does."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    before, original = signal.getsignal(signal.SIGINT), train.train_epoch
+    before, original = signal.getsignal(signal.SIGINT), getattr(place, name)
 
     def losing(*arguments):
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
         return original(*arguments)
-    monkeypatch.setattr(train, "train_epoch", losing)
+    monkeypatch.setattr(place, name, losing)
     with pytest.raises(KeyboardInterrupt):
         ssr.fit(news.train, **{**QUICK, "epochs": 3})
     assert signal.getsignal(signal.SIGINT) is before and not os.listdir(tmp_path)

@@ -13,7 +13,7 @@ import numbers
 import os
 import signal
 
-from ssr.commands import noting_interrupts
+from ssr.commands import noting_interrupts, raise_if_interrupted
 
 import numpy as np
 
@@ -137,7 +137,7 @@ def _fit(clicks, valid, texts, item_vectors, flags, earlier=None):
     is_validated = (valid is not None or bool(preparing.get("valid_days"))
                     or is_data_directory(clicks))
     _check_training(training, is_validated, earlier)
-    with homes.new_home() as home:
+    with _interrupts(), homes.new_home() as home:
         if earlier is None and is_data_directory(clicks):
             profile = _take_data(home, os.fspath(clicks), preparing, valid=valid, texts=texts,
                                  item_vectors=item_vectors)
@@ -292,19 +292,21 @@ def _train(home, flags, earlier):
             init_from = stack.enter_context(homes.alone(earlier.checkpoint))
         args = train.parse_args({"data_dir": home, "model_dir": model_dir, "init_from": init_from,
                                  **flags})
-        with making, _interrupts():
+        with making:
             train.start(args, say=logger.info)
     homes.keep_only(homes.choose(model_dir))
 
 
 @contextlib.contextmanager
 def _interrupts():
-    """A KeyboardInterrupt stays one, also where it went through Paddle's C++ on its way."""
+    """A KeyboardInterrupt stays one, also where it went through Paddle's C++ on its way, and comes
+    late where something between, a destructor for one, has lost it."""
     # A handler of somebody else's stays: it may want no interrupt.
     is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
         with noting_interrupts() if is_usual else contextlib.nullcontext():
             yield
+            raise_if_interrupted()
     except Exception as error:
         if "KeyboardInterrupt" in str(error):
             raise KeyboardInterrupt from error
