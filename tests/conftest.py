@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 
 import pytest
@@ -14,6 +15,9 @@ from ssr.preparation.sample import write_sample  # noqa: E402
 from ssr.runtime import paddle  # noqa: E402
 
 paddle.__version__  # noqa: B018  it is loaded before a test imports it
+
+# What a shell starts in the background ignores Ctrl-C, which some tests are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples each time; tests/fuzz.py asks for others.
 settings.register_profile("fixed", derandomize=True)
