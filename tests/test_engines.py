@@ -168,6 +168,9 @@ def test_lists_that_are_not_looked_into_still_fill_an_answer(tmp_path):
         found = ask(store, vectors[3], 4, Filter(candidates=few))
         assert [id for id, _, _ in found] == sorted(
             few, key=lambda id: -float(rows[int(id[1:])].vector @ vectors[3]))[:4]
+        with mock.patch.object(store, "_search", wraps=store._search) as search:
+            assert len(ask(store, vectors[3], 10, Filter(candidates=few[:5]))) == 5
+        assert search.call_count == 1  # there are no further lists to look into
 
 
 def test_changes_of_others_are_seen_without_an_iterator(opened):

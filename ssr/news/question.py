@@ -208,7 +208,7 @@ class Question:
         rank = _reaching(own, scores) + _reaching(own, of_others)
         return rank if rank <= k else 0
 
-    def _first(self, candidates, leaders, others=()):
+    def _first(self, candidates, leaders, others=_NO_ROWS):
         """Those to begin with, which may be the best: the candidates that the Ceiling says nothing
         of, and so many that it has highest: (<bool>[rows], their rows <int64>[n], _rest of them).
 
@@ -218,7 +218,7 @@ class Question:
         first = ceiling.upper[:self._count] == np.inf
         first |= self._linked[-1]
         first[ceiling.leaders[:leaders]] = True
-        first[list(others)] = True
+        first[others] = True
         first &= candidates
         rows = np.flatnonzero(first)
         return first, rows, self._rest(rows)

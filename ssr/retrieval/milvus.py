@@ -156,7 +156,8 @@ class MilvusStore:
             # The few of a list are anywhere, and Milvus scores no others: it looks everywhere.
             nprobe = nlist if among.is_list else min(nlist, WIDER * nprobe)
         rows = self._search(vectors, k, expression, nprobe)
-        short = [place for place, row in enumerate(rows) if nlist and len(row) < k]
+        is_part = nlist and nprobe < nlist
+        short = [place for place, row in enumerate(rows) if is_part and len(row) < k]
         if short:  # the lists that were looked into hold fewer: into all of them
             for place, row in zip(short, self._search(vectors[short], k, expression, nlist)):
                 rows[place] = row
