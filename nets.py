@@ -214,14 +214,18 @@ class SequenceSemanticRetrieval(nn.Layer):
     def forward(self, batch):
         """The towers of a reader.Batch: for each member users <float32>[targets, hidden] and items
         <float32>[candidates + shown, hidden], all of length 1."""
-        # One look-up for both towers: one gradient of the table to merge instead of three.
-        return self.towers(self.embedding(paddle.to_tensor(batch.rows())), batch)
+        return self.towers(self.look_up(batch.rows), batch)
+
+    def look_up(self, rows):
+        """Rows of the table: numpy <int64>[n] -> <float32>[n, members * dim]. Where none comes
+        twice, the gradient of the table has each row once, too."""
+        return self.embedding(paddle.to_tensor(rows))
 
     def towers(self, emb, batch):
-        """As forward, from the embeddings of batch.rows(): for a caller that does something between
-        the look-up and the towers."""
+        """As forward, from what look_up returns for batch.rows: for a caller that does something
+        between it and the towers."""
         emb = self.sum_tokens(emb, batch.bags)
-        clicks, candidates = paddle.split(emb, [len(batch.clicks), -1])
+        clicks, candidates = (ragged.take(emb, place) for place in batch.places())
         return [(member.user(of_clicks, batch.lengths, batch.every_prefix), member.item(of_items))
                 for (member, of_clicks), (_, of_items) in zip(self.split(clicks),
                                                               self.split(candidates))]
@@ -250,16 +254,18 @@ class SequenceSemanticRetrieval(nn.Layer):
             one row, its own id
         returns <float32>[items, members * dim]
         """
-        return self.sum_tokens(self.embedding(paddle.to_tensor(rows)), bags)
+        emb = self.sum_tokens(self.look_up(rows), bags)
+        return emb if bags is None else ragged.take(emb, bags.place)
 
     def sum_tokens(self, emb, bags):
-        """As embed, from the embeddings of the rows, <float32>[rows, members * dim]."""
+        """The embedding of each bag, <float32>[bags, members * dim], of each row without bags.
+        emb: what look_up returns"""
         if bags is None:
             return emb
         emb = ragged.sums_of_bags(emb, bags.members, bags.lengths)
         if bags.vectors is not None:
             emb = emb + self.item_projection(paddle.to_tensor(bags.vectors))
-        return paddle.gather(emb, paddle.to_tensor(bags.place))
+        return emb
 
     def encode_user(self, emb, lengths, every_prefix=False):
         """The user tower over what embed returns for the clicks; otherwise as user."""

@@ -48,10 +48,10 @@ class Batch(NamedTuple):
     shown: <int64>[targets, n] with shared candidates, of each target items that the same user saw
         beside it and did not click (ssr.training.negatives.ShownNegatives), or the target itself
         where nothing is known; None where nothing is asked of that
-    bags: which rows of the table make up the items of ids() (ssr.training.content.Bags); None
-        where an item is one row, its own id
-    touched: <int64>[rows], the rows of the table that the batches of all ranks need, ascending,
-        each once; None where there is one rank. Every rank knows them without asking the others.
+    rows: <int64>[rows], the rows of the table that the batches of all ranks need, ascending, each
+        once. Every rank knows them without asking the others.
+    bags: which of the rows make up the items of ids() (ssr.training.content.Bags); None where an
+        item is one row, its own id
     """
 
     clicks: np.ndarray
@@ -61,8 +61,8 @@ class Batch(NamedTuple):
     log_inclusion: Optional[np.ndarray]
     num_targets: int
     shown: Optional[np.ndarray] = None
+    rows: Optional[np.ndarray] = None
     bags: Optional[NamedTuple] = None
-    touched: Optional[np.ndarray] = None
 
     @property
     def every_prefix(self):
@@ -82,9 +82,11 @@ class Batch(NamedTuple):
         parts = [self.clicks, self.candidates.ravel()]
         return np.concatenate(parts if self.shown is None else [*parts, self.shown.ravel()])
 
-    def rows(self):
-        """<int64>[rows]: the rows of the table that the embeddings of ids() are made of."""
-        return self.ids() if self.bags is None else self.bags.rows
+    def places(self):
+        """Where the embeddings of clicks, and of candidates and what was shown, are among those
+        that the rows make up: <int64>[clicks], <int64>[candidates + shown]."""
+        place = np.searchsorted(self.rows, self.ids()) if self.bags is None else self.bags.place
+        return place[:len(self.clicks)], place[len(self.clicks):]
 
 
 class UniformNegatives:
@@ -194,13 +196,9 @@ class YoochooseDataset:
         size = batch_size * world_size
         for step in range(self.num_steps(batch_size, world_size)):
             chosen = order[step * size:(step + 1) * size]
-            batch = self._batch(chosen, targets, max_len, negatives, random, shown)
-            dropped = content and content.draw_dropped(random, batch.ids())
-            if world_size > 1:
-                touched = (np.unique(batch.ids()) if content is None
-                           else content.rows_needed(batch.ids(), dropped))
-                batch = _part(batch, negatives, rank, world_size)._replace(touched=touched)
-            yield with_bags(batch, content, dropped)
+            whole = self._batch(chosen, targets, max_len, negatives, random, shown)
+            batch = whole if world_size == 1 else _part(whole, negatives, rank, world_size)
+            yield _with_rows(batch, whole, content, random)
 
     def _batch(self, chosen, targets, max_len, negatives, random, shown):
         starts, last = self.offsets[chosen], self.offsets[chosen + 1] - 1
@@ -237,9 +235,15 @@ def _turns(count, rank, world_size):
     return turn * world_size + np.where(turn % 2, world_size - 1 - rank, rank)
 
 
-def with_bags(batch, content, dropped):
-    """A batch with its bags. dropped: of the ids, see ItemContent.bags"""
-    return batch if content is None else batch._replace(bags=content.bags(batch.ids(), dropped))
+def _with_rows(batch, whole, content, random):
+    """A batch with its rows and bags. whole: the batch of all ranks"""
+    if content is None:
+        # All items of the sessions are among the candidates that are shared.
+        shared = whole.log_inclusion is not None and whole.shown is None
+        return batch._replace(rows=whole.candidates if shared else np.unique(whole.ids()))
+    dropped = content.draw_dropped(random, whole.ids())
+    bags = content.bags(batch.ids(), dropped, content.rows_needed(whole.ids(), dropped))
+    return batch._replace(rows=bags.rows, bags=bags)
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -67,10 +67,10 @@ def make_step(model, loss, optimizer, exchange=None):
 
     def step(batch):
         if exchange is None:
-            result = forward(model.embed(batch.rows()), batch)
+            result = forward(model.look_up(batch.rows), batch)
             result[0].backward()
         else:
-            result = forward(exchange.look_up(batch.rows(), batch.touched), batch)
+            result = forward(exchange.look_up(batch.rows), batch)
             result[0].backward()
             result = exchange.reduce(result)
         optimizer.step()

@@ -38,7 +38,7 @@ def phases(batches, training, num_steps):
         batch = next(batches)
         done.append(batch)
         lap("batch")
-        emb = training.model.embed(batch.rows())
+        emb = training.model.look_up(batch.rows)
         lap("look-up")
         towers = training.model.towers(emb, batch)
         lap("towers")

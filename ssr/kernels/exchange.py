@@ -132,21 +132,18 @@ class GradientExchange:
     def __init__(self, model, group):
         self.group = group
         _, self.size = rank_and_size()
-        self.embedding = model.embedding
+        self.model = model
         self.dense = [p for p in model.parameters() if p is not model.embedding.weight]
-        self.touched = self.rows = None  # of a step: what was looked up, and its copy in the model
+        self.table = self.rows = None  # of a step: what was looked up, and its copy in the model
         self.seconds = 0.0  # spent in the exchange, waiting for slower ranks included
 
-    def look_up(self, ids, touched):
-        """Rows of the table, whose gradient stays with those that the ranks touch.
-
-        ids: numpy <int64>[n]; touched: numpy <int64>[m], as in a Batch
-        returns <float32>[n, dim]
-        """
-        self.touched = self.embedding(paddle.to_tensor(touched))
-        self.rows = self.touched.detach()
+    def look_up(self, rows):
+        """As SequenceSemanticRetrieval.look_up, with a gradient that stays with the result. rows:
+        of a reader.Batch, the same on every rank"""
+        self.table = self.model.look_up(rows)
+        self.rows = self.table.detach()
         self.rows.stop_gradient = False
-        return paddle.gather(self.rows, paddle.to_tensor(np.searchsorted(touched, ids)))
+        return self.rows
 
     def reduce(self, values):
         """Puts the sum over all ranks of the gradients into every parameter, sparse for the table.
@@ -160,6 +157,6 @@ class GradientExchange:
         for parameter, gradient in zip(self.dense, sums):
             parameter.grad = gradient
         # Backward through the look-up is what makes a sparse gradient of rows and their ids.
-        paddle.autograd.backward([self.touched], [table])
-        self.touched = self.rows = None
+        paddle.autograd.backward([self.table], [table])
+        self.table = self.rows = None
         return sums[len(self.dense):]

@@ -100,12 +100,22 @@ def _product(x, factors):
     return result
 
 
+def take(x, place):
+    """Some rows, in any order; x itself where these are all of them as they are.
+
+    x: <float32>[rows, dim]; place: numpy <int64>[n] -> <float32>[n, dim]
+    """
+    if len(place) == len(x) and np.array_equal(place, np.arange(len(x))):
+        return x
+    return paddle.gather(x, paddle.to_tensor(place))
+
+
 def last_rows(x, lengths):
     """The last row of each sequence.
 
     x: <float32>[rows, dim]; lengths: numpy <int64>[batch] -> <float32>[batch, dim]
     """
-    return paddle.gather(x, paddle.to_tensor(np.cumsum(lengths) - 1))
+    return take(x, np.cumsum(lengths) - 1)
 
 
 def recent_rows(x, lengths, back, every_prefix=False):
@@ -124,7 +134,7 @@ def recent_rows(x, lengths, back, every_prefix=False):
     else:
         place = lengths - 1
     padded = paddle.concat([x, paddle.zeros_like(x[:1])])
-    return paddle.gather(padded, paddle.to_tensor(np.where(place >= back, last - back, len(x))))
+    return take(padded, np.where(place >= back, last - back, len(x)))
 
 
 def sums(x, lengths, every_prefix=False):
@@ -234,7 +244,7 @@ def sums_of_gathered(x, members, lengths):
     full = np.flatnonzero(lengths)
     if not len(full):
         return paddle.zeros([len(lengths), x.shape[1]])
-    total = sums(paddle.gather(x, paddle.to_tensor(members)), lengths[full])
+    total = sums(take(x, members), lengths[full])
     if len(full) == len(lengths):
         return total
     return paddle.scatter_nd_add(paddle.zeros([len(lengths), x.shape[1]]),

@@ -23,7 +23,8 @@ TOKEN_IDS = Numbers("token id", "a", "preprocess.py makes them from the text of 
 class Bags(NamedTuple):
     """What some items are made of, each different one once.
 
-    rows: <int64>[rows], the rows of the table that are needed, ascending, each once, at least one
+    rows: <int64>[rows], the rows of the table that are looked up, ascending, each once, at least
+        one
     members: <int64>[n], the places in rows of what is in the bags, these end to end
     lengths: <int64>[bags], members of each
     place: <int64>[items], which bag is that of an item
@@ -38,21 +39,21 @@ class Bags(NamedTuple):
     vectors: Optional[np.ndarray] = None
 
     @classmethod
-    def of(cls, rows, lengths, place=None, vectors=None):
-        """Bags from their rows end to end, <int64>[n], and how many each has. place: None for an
-        item each"""
-        rows, members = distinct(rows, return_inverse=True)
+    def of(cls, members, lengths, place=None, vectors=None, rows=None):
+        """Bags from the rows that are in them, end to end, <int64>[n], and how many each has.
+
+        place: None for an item each
+        rows: which are looked up, ascending, each once; None for those of the bags
+        """
+        rows = distinct(members) if rows is None else rows
         place = np.arange(len(lengths)) if place is None else place
-        return cls(rows, members, lengths, place, vectors)
+        return cls(rows, np.searchsorted(rows, members), lengths, place, vectors)
 
 
-def distinct(rows, return_inverse=False):
+def distinct(rows):
     """As numpy.unique, for rows of the table that are looked up: of none it is the first one, since
     Paddle looks up no fewer."""
-    found = np.unique(rows, return_inverse=return_inverse)
-    if len(rows):
-        return found
-    return (np.zeros(1, np.int64), found[1]) if return_inverse else np.zeros(1, np.int64)
+    return np.unique(rows) if len(rows) else np.zeros(1, np.int64)
 
 
 class ItemTokens(NamedTuple):
@@ -109,12 +110,15 @@ class ItemContent:
         items = np.unique(ids)
         return items[self.optional[items] & (random.random(len(items)) < self.id_dropout)]
 
-    def bags(self, ids, dropped=()):
-        """The Bags of ids <int64>[n], all of which have a vector. dropped: items without their own
-        row"""
+    def bags(self, ids, dropped=(), rows=None):
+        """The Bags of ids <int64>[n], all of which have a vector.
+
+        dropped: items without their own row
+        rows: which are looked up, as of Bags.of
+        """
         items, place = np.unique(ids, return_inverse=True)
         vectors = None if self.vectors is None else self.vectors.of(items)
-        return Bags.of(*self._rows_of(items, dropped), place, vectors)
+        return Bags.of(*self._rows_of(items, dropped), place, vectors, rows)
 
     def rows_needed(self, ids, dropped=()):
         """The rows of the Bags of ids, without these being made."""
