@@ -21,7 +21,7 @@ import numpy as np
 
 from ssr.architecture import RECENT_CLICKS, check_architecture
 from ssr.kernels import ragged
-from ssr.kernels.gru import gru_states
+from ssr.kernels.gru import gru_tops
 from ssr.kernels.ragged import unit_rows
 from ssr.runtime import paddle
 
@@ -72,8 +72,7 @@ class GrnnEncoder(nn.Layer):
         """emb: <float32>[clicks, dim], sequences end to end; lengths: numpy <int64>[batch]
         returns <float32>[batch, output_size], or [clicks, output_size] for the encoding of every
         prefix."""
-        state, top = gru_states(self.gru, emb, lengths)
-        pooled = top if self.pooling == "max" else paddle.concat([top, state], axis=1)
+        pooled = gru_tops(self.gru, emb, lengths, and_states=self.pooling == "max_last")
         return pooled if every_prefix else ragged.last_rows(pooled, lengths)
 
 

@@ -50,8 +50,7 @@ class Batch(NamedTuple):
         where nothing is known; None where nothing is asked of that
     rows: <int64>[rows], the rows of the table that the batches of all ranks need, ascending, each
         once. Every rank knows them without asking the others.
-    bags: which of the rows make up the items of ids() (ssr.training.content.Bags); None where an
-        item is one row, its own id
+    bags: ssr.training.content.Bags of the items of ids(); None where each is one row, its own id
     """
 
     clicks: np.ndarray
@@ -77,14 +76,13 @@ class Batch(NamedTuple):
         return np.insert(self.clicks, ends, last), self.lengths + 1
 
     def ids(self):
-        """<int64>[clicks + candidates + shown]: clicks, candidates and what was shown, end to end.
-        """
+        """<int64>[clicks + candidates + shown]: these, end to end."""
         parts = [self.clicks, self.candidates.ravel()]
         return np.concatenate(parts if self.shown is None else [*parts, self.shown.ravel()])
 
     def places(self):
-        """Where the embeddings of clicks, and of candidates and what was shown, are among those
-        that the rows make up: <int64>[clicks], <int64>[candidates + shown]."""
+        """Where the embeddings of clicks, and of candidates and shown, are among those that the
+        rows make up: <int64>[clicks], <int64>[candidates + shown]."""
         place = np.searchsorted(self.rows, self.ids()) if self.bags is None else self.bags.place
         return place[:len(self.clicks)], place[len(self.clicks):]
 
@@ -197,8 +195,8 @@ class YoochooseDataset:
         for step in range(self.num_steps(batch_size, world_size)):
             chosen = order[step * size:(step + 1) * size]
             whole = self._batch(chosen, targets, max_len, negatives, random, shown)
-            batch = whole if world_size == 1 else _part(whole, negatives, rank, world_size)
-            yield _with_rows(batch, whole, content, random)
+            part = whole if world_size == 1 else _part(whole, negatives, rank, world_size)
+            yield with_rows(part, whole, content, random)
 
     def _batch(self, chosen, targets, max_len, negatives, random, shown):
         starts, last = self.offsets[chosen], self.offsets[chosen + 1] - 1
@@ -235,12 +233,10 @@ def _turns(count, rank, world_size):
     return turn * world_size + np.where(turn % 2, world_size - 1 - rank, rank)
 
 
-def _with_rows(batch, whole, content, random):
+def with_rows(batch, whole, content=None, random=None):
     """A batch with its rows and bags. whole: the batch of all ranks"""
     if content is None:
-        # All items of the sessions are among the candidates that are shared.
-        shared = whole.log_inclusion is not None and whole.shown is None
-        return batch._replace(rows=whole.candidates if shared else np.unique(whole.ids()))
+        return batch._replace(rows=np.unique(whole.ids()))
     dropped = content.draw_dropped(random, whole.ids())
     bags = content.bags(batch.ids(), dropped, content.rows_needed(whole.ids(), dropped))
     return batch._replace(rows=bags.rows, bags=bags)

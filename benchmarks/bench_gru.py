@@ -9,7 +9,7 @@ import common
 import numpy as np
 
 from nets import GrnnEncoder
-from ssr.kernels.gru import gru_states, padded_gru
+from ssr.kernels.gru import gru_tops, padded_gru
 from ssr.preparation import sample
 from ssr.runtime import paddle
 
@@ -28,19 +28,19 @@ def main(argv=None):
         gru = GrnnEncoder(128, 128).gru
     for batch, name in ((50, ""), (128, ""), (500, ""), (50, " of one length")):
         drawn = np.full(batch, 5) if name else random.choice(lengths, batch)
-        padded, packed = (seconds(states, gru, drawn, args.repeats) * 1e3
-                          for states in (padded_gru, gru_states))
+        padded, packed = (seconds(tops, gru, drawn, args.repeats) * 1e3
+                          for tops in (padded_gru, gru_tops))
         print(f"| {batch}{name} | {drawn.max()} | {drawn.sum()} | {padded:.2f} | {packed:.2f} | "
               f"{padded / packed:.1f} |")
 
 
-def seconds(states, gru, lengths, repeats):
+def seconds(tops, gru, lengths, repeats):
     """Of one step forward and backward."""
     emb = paddle.randn([int(lengths.sum()), 128])
     emb.stop_gradient = False
 
     def step():
-        paddle.sum(states(gru, emb, lengths)[1]).backward()
+        paddle.sum(tops(gru, emb, lengths)).backward()
         gru.clear_gradients()
         emb.clear_grad()
     return common.timed(step, repeats)

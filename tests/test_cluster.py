@@ -162,6 +162,7 @@ def test_padded_network_is_the_network(user_encoder):
     lengths = np.array([3, 1, 4])
     batch = reader.Batch(np.array([5, 6, 7, 8, 9, 5, 11, 12]), lengths, np.array([1, 2, 3]),
                          np.array([[1, 4], [2, 5], [3, 6]]), None, 3)
+    batch = reader.with_rows(batch, batch)
     fed = program.pad(batch)
     assert fed["clicks"].tolist() == [[5, 6, 7, 0], [8, 0, 0, 0], [9, 5, 11, 12]]
     (users, items), = model(batch)

@@ -356,8 +356,10 @@ def test_a_rank_has_the_shown_items_of_its_targets(targets):
     rows = [tuple(row) for part in parts for row in np.column_stack([part.positive, part.shown])]
     assert sorted(rows) == sorted(map(tuple, np.column_stack([whole.positive, whole.shown])))
     for part in parts:
-        assert np.isin(part.rows(), part.touched).all()
-        assert part.rows()[-part.shown.size:].tolist() == part.shown.ravel().tolist()
+        assert (part.rows == whole.rows).all()
+        clicks, others = (part.rows[place] for place in part.places())
+        assert clicks.tolist() == part.clicks.tolist()
+        assert others.tolist() == [*part.candidates, *part.shown.ravel()]
 
 
 def test_the_loss_among_all_items_has_a_weight_beside_that_among_shown_ones():

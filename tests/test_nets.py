@@ -8,7 +8,7 @@ import pytest
 
 import nets
 import reader
-from ssr.kernels.gru import gru_states, padded_gru
+from ssr.kernels.gru import gru_tops, padded_gru
 from ssr.kernels.packed import time_major
 from ssr.kernels.ragged import recent_rows
 from ssr.training.content import Bags
@@ -40,7 +40,12 @@ def paired(random, lengths, vocab_size, num=1):
     """A batch of random sessions with one target each."""
     clicks, lengths = ragged(random, lengths, vocab_size)
     candidates = random.integers(0, vocab_size, (len(lengths), 1 + num))
-    return reader.Batch(clicks, lengths, candidates[:, 0], candidates, None, len(lengths))
+    return make_batch(clicks, lengths, candidates[:, 0], candidates, None, len(lengths))
+
+
+def make_batch(*parts):
+    batch = reader.Batch(*parts)
+    return reader.with_rows(batch, batch)
 
 
 def shared(random, lengths, vocab_size, num=10, log_inclusion=None):
@@ -52,8 +57,8 @@ def shared(random, lengths, vocab_size, num=10, log_inclusion=None):
                                            random.integers(0, vocab_size, num)]))
     if log_inclusion is None:
         log_inclusion = np.log(random.uniform(0.1, 1, vocab_size)).astype(np.float32)
-    return reader.Batch(clicks, lengths, positive, candidates, log_inclusion[candidates],
-                        len(positive))
+    return make_batch(clicks, lengths, positive, candidates, log_inclusion[candidates],
+                      len(positive))
 
 
 def make_encoder(input_size, hidden_size):
@@ -83,22 +88,24 @@ def test_time_major_takes_each_row_once_and_steps_in_order():
         begin += n
 
 
+@pytest.mark.parametrize("and_states", [False, True])
 @pytest.mark.parametrize("lengths", [LENGTHS, [1], [1, 1], [9], [1, 2, 3], [5, 5]])
-def test_packed_gru_is_paddles_gru(lengths):
-    """Outputs, running maxima and all gradients."""
+def test_packed_gru_is_paddles_gru(lengths, and_states):
+    """Running maxima, states and all gradients."""
     encoder = make_encoder(6, 5)
     random = np.random.default_rng(0)
     lengths = np.array(lengths)
     data = random.normal(size=(lengths.sum(), 6)).astype(np.float32)
-    weights = [paddle.to_tensor(random.normal(size=(lengths.sum(), 5)).astype(np.float32))
-               for _ in range(2)]
+    shape = lengths.sum(), 10 if and_states else 5
+    weights = paddle.to_tensor(random.normal(size=shape).astype(np.float32))
     results = []
-    for states in (gru_states, padded_gru):
+    for tops in (gru_tops, padded_gru):
         x = paddle.to_tensor(data, stop_gradient=False)
-        state, top = states(encoder.gru, x, lengths)
-        (paddle.sum(state * weights[0]) + paddle.sum(top * weights[1])).backward()
+        pooled = tops(encoder.gru, x, lengths, and_states)
+        assert tuple(pooled.shape) == shape
+        paddle.sum(pooled * weights).backward()
         gradients = [p.grad.numpy() for p in encoder.parameters()] + [x.grad.numpy()]
-        results.append([state.numpy(), top.numpy()] + gradients)
+        results.append([pooled.numpy()] + gradients)
         encoder.clear_gradients()
     for packed, padded in zip(*results):
         np.testing.assert_allclose(packed, padded, atol=2e-5, rtol=1e-4)
@@ -146,7 +153,7 @@ def test_company_changes_nothing(parts):
     ends = np.cumsum(batch.lengths)
     for i, (end, n) in enumerate(zip(ends, batch.lengths)):
         own = batch.clicks[end - n:end], batch.lengths[i:i + 1]
-        single = reader.Batch(*own, batch.positive[i:i + 1], batch.candidates[i:i + 1], None, 1)
+        single = make_batch(*own, batch.positive[i:i + 1], batch.candidates[i:i + 1], None, 1)
         np.testing.assert_allclose(loss(model(single), single)[0].numpy(), together[i:i + 1],
                                    atol=1e-6)
         np.testing.assert_allclose(model.user(*own, every_prefix=True).numpy(),
@@ -271,7 +278,7 @@ def test_with_all_items_as_negatives_the_sampled_softmax_is_the_full_one():
     batch = shared(random, LENGTHS, 40)
     negatives = SharedNegatives(dataset, num=4000, alpha=0.5)
     candidates, log_inclusion = negatives.candidates(random, batch.positive, batch.sessions()[0])
-    batch = batch._replace(candidates=candidates, log_inclusion=log_inclusion)
+    batch = make_batch(*batch[:3], candidates, log_inclusion, batch.num_targets)
     assert len(candidates) == 40
     losses, _ = SampledSoftmaxLoss(5.0)(model(batch), batch)
     np.testing.assert_allclose(losses.numpy(), full_softmax(model, batch, 5.0), atol=1e-5)
@@ -317,7 +324,7 @@ def test_own_session_by_brute_force(lengths, targets):
     sessions = [[*part, item] for part, item in zip(parts, last)]
     positive = np.concatenate([part[1:] for part in sessions]) if targets == "all" else last
     candidates = np.unique(np.concatenate([clicks, last, [7]]))
-    batch = reader.Batch(clicks, lengths, positive, candidates, None, len(positive))
+    batch = make_batch(clicks, lengths, positive, candidates, None, len(positive))
     owner = np.repeat(np.arange(len(lengths)), lengths) if targets == "all" else \
         np.arange(len(lengths))
     expected = sorted({(row, candidates.tolist().index(item)) for row, session in enumerate(owner)

@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from ssr.architecture import RECENT_CLICKS, check_architecture
-from ssr.kernels.packed import packed_gru
+from ssr.kernels.packed import packed_gru, scatter
 
 
 class FrozenModel:
@@ -160,10 +160,11 @@ class _Towers(NamedTuple):
         ends = np.cumsum(lengths)
         if self.gru is None:
             return np.add.reduceat(emb, ends - lengths)
-        state, top, _ = packed_gru(np.ascontiguousarray(emb), *self.gru, lengths)
+        states = packed_gru(np.ascontiguousarray(emb), *self.gru, lengths)
+        top = scatter(states.top, states.rows)[ends - 1]
         if self.pooling == "max":
-            return top[ends - 1]
-        return np.concatenate([top[ends - 1], state[ends - 1]], axis=1)
+            return top
+        return np.concatenate([top, scatter(states.state, states.rows)[ends - 1]], axis=1)
 
     def _add_clicks(self, user, emb, lengths):
         """Adds the embeddings of the last clicks and the mean of all to what the fc made."""

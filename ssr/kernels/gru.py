@@ -17,30 +17,33 @@ from ssr.runtime import paddle
 PyLayer = paddle.autograd.PyLayer
 
 
-def gru_states(gru, emb, lengths):
-    """The state after each click, and the maximum of the states of its sequence up to it.
+def gru_tops(gru, emb, lengths, and_states=False):
+    """The maximum of the states of a sequence up to each click.
 
     gru: paddle.nn.GRU of one layer; emb: <float32>[clicks, dim], sequences end to end
     lengths: numpy <int64>[batch], each at least 1
-    returns <float32>[clicks, hidden] twice, in the order of emb
+    and_states: beside it the state after the click
+    returns <float32>[clicks, hidden], or [clicks, 2 * hidden], in the order of emb
     """
     if on_cpu(emb):
         return PackedGRU.apply(emb, gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0,
-                               gru.bias_hh_l0, lengths)
-    return padded_gru(gru, emb, lengths)
+                               gru.bias_hh_l0, lengths, and_states)
+    return padded_gru(gru, emb, lengths, and_states)
 
 
-def padded_gru(gru, emb, lengths):
-    """As gru_states, by Paddle's operator."""
+def padded_gru(gru, emb, lengths, and_states=False):
+    """As gru_tops, by Paddle's operator."""
     batch, time = len(lengths), int(lengths.max())
     starts = np.cumsum(lengths) - lengths
     # Padding repeats the last click; it comes after all that is looked at.
     step = np.minimum(np.arange(time), lengths[:, None] - 1)
     padded = paddle.gather(emb, paddle.to_tensor((starts[:, None] + step).ravel()))
     states, _ = gru(padded.reshape([batch, time, -1]), sequence_length=paddle.to_tensor(lengths))
-    top, _ = paddle.cummax(states, axis=1)
+    pooled, _ = paddle.cummax(states, axis=1)
+    if and_states:
+        pooled = paddle.concat([pooled, states], axis=2)
     valid = paddle.to_tensor(np.flatnonzero(np.arange(time) < lengths[:, None]))
-    return tuple(paddle.gather(t.reshape([batch * time, -1]), valid) for t in (states, top))
+    return paddle.gather(pooled.reshape([batch * time, -1]), valid)
 
 
 class PackedGRU(PyLayer):
@@ -57,26 +60,28 @@ class PackedGRU(PyLayer):
     """
 
     @staticmethod
-    def forward(ctx, x, w_ih, w_hh, b_ih, b_hh, lengths):
+    def forward(ctx, x, w_ih, w_hh, b_ih, b_hh, lengths, and_states):
         """x: <float32>[clicks, dim], w_ih: [3 hidden, dim], w_hh: [3 hidden, hidden],
-        b_ih, b_hh: [3 hidden] (reset, update, candidate), lengths: numpy <int64>[batch]
-        returns <float32>[clicks, hidden] twice: the state after each click, and the maximum of
-        the states of its sequence up to it."""
+        b_ih, b_hh: [3 hidden] (reset, update, candidate); the rest as of gru_tops."""
         x, w_ih, w_hh, b_ih, b_hh = map(as_array, (x, w_ih, w_hh, b_ih, b_hh))
-        state, top, between = packed_gru(x, w_ih, np.ascontiguousarray(w_hh.T), b_ih, b_hh,
-                                         lengths)
-        ctx.saved = w_ih, w_hh, between
-        ctx.set_materialize_grads(False)
-        return paddle.to_tensor(state), paddle.to_tensor(top)
+        states = packed_gru(x, w_ih, np.ascontiguousarray(w_hh.T), b_ih, b_hh, lengths)
+        ctx.saved = w_ih, w_hh, states
+        hidden = w_hh.shape[1]
+        result, pooled = new_tensor(len(x), (1 + and_states) * hidden)
+        pooled[states.rows, :hidden] = states.top
+        if and_states:
+            pooled[states.rows, hidden:] = states.state
+        return result
 
     @staticmethod
-    def backward(ctx, d_state, d_top):
+    def backward(ctx, d_pooled):
         w_ih, w_hh, (x, gates, c, recurrent, before, state, top, rows, sizes) = ctx.saved
         hidden = w_hh.shape[1]
         r, z = gates[:, :hidden], gates[:, hidden:]
-        d_h = np.zeros_like(c) if d_state is None else as_array(d_state)[rows]
-        if d_top is not None:
-            d_h += _running_max_gradient(as_array(d_top)[rows], state, top, sizes)
+        d_pooled = as_array(d_pooled)
+        d_h = _running_max_gradient(d_pooled[:, :hidden][rows], state, top, sizes)
+        if d_pooled.shape[1] > hidden:
+            d_h += d_pooled[:, hidden:][rows]
         # What does not depend on the gradient is computed for all steps at once.
         by_z = (before - c) * z
         by_z *= 1 - z

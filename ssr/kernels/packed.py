@@ -4,6 +4,8 @@ run, and on no padding. For those that train it (gru.py) and those that only ask
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -25,58 +27,70 @@ def time_major(lengths):
     return starts[slot] + step, sizes.tolist()
 
 
+class GruStates(NamedTuple):
+    """What packed_gru computes, by the names of the equations in gru.PackedGRU; rows in the order
+    of time_major.
+
+    x: <float32>[clicks, dim]; gates: r and z, <float32>[clicks, 2 hidden]
+    candidate: c; recurrent: h W_hc + b_hc; before: h; state: h'; top: the maximum of the states of
+    a sequence up to this one: <float32>[clicks, hidden] each
+    rows, sizes: of time_major
+    """
+
+    x: np.ndarray
+    gates: np.ndarray
+    candidate: np.ndarray
+    recurrent: np.ndarray
+    before: np.ndarray
+    state: np.ndarray
+    top: np.ndarray
+    rows: np.ndarray
+    sizes: list
+
+
 def packed_gru(x, w_ih, w_hh_t, b_ih, b_hh, lengths):
     """The states of a GRU (gru.PackedGRU has the equations), and what its gradients need.
 
     x: <float32>[clicks, dim], w_ih: [3 hidden, dim], w_hh_t: [hidden, 3 hidden], b_ih, b_hh:
     [3 hidden], all of numpy; lengths: <int64>[batch]
-    returns the state after each click and the maximum of the states of its sequence up to it,
-    numpy <float32>[clicks, hidden] each, in the order of x; then the intermediate values
+    returns GruStates
     """
     rows, sizes = time_major(lengths)
     hidden = len(w_hh_t)
     x = x[rows]
+    bias = b_ih.copy()
+    bias[:2 * hidden] += b_hh[:2 * hidden]
     gates = x @ w_ih.T
-    gates += b_ih
-    gates[:, :2 * hidden] += b_hh[:2 * hidden]
+    gates += bias
     candidate = gates[:, 2 * hidden:]  # becomes c in place
-    gates = gates[:, :2 * hidden]  # becomes r, z in place
-    recurrent = np.empty_like(candidate)  # h W_hc + b_hc
-    before = np.zeros_like(candidate)  # h of the step before
-    state = np.empty_like(candidate)
-    top = np.empty_like(candidate)
-    start, previous = 0, None
-    for n in sizes:
-        now = slice(start, start + n)
-        rz, c, h = gates[now], candidate[now], before[now]
-        if previous is None:
-            recurrent[now] = b_hh[2 * hidden:]
-        else:
-            h[:] = state[previous:previous + n]
-            product = h @ w_hh_t
-            rz += product[:, :2 * hidden]
-            np.add(product[:, 2 * hidden:], b_hh[2 * hidden:], out=recurrent[now])
-        _sigmoid(rz)
-        c += rz[:, :hidden] * recurrent[now]
-        np.tanh(c, out=c)
-        new = np.subtract(h, c, out=state[now])
-        new *= rz[:, hidden:]
-        new += c
-        if previous is None:
-            top[now] = new
-        else:
-            np.maximum(new, top[previous:previous + n], out=top[now])
-        start, previous = start + n, start
-    return (scatter(state, rows), scatter(top, rows),
-            (x, gates, candidate, recurrent, before, state, top, rows, sizes))
-
-
-def _sigmoid(x):
-    """In place. exp(-x) may overflow to infinity, whose reciprocal is the right 0."""
+    gates = gates[:, :2 * hidden]  # becomes r, z in place; until then what they are the sigmoid of,
+    np.negative(gates, out=gates)  # negative
+    recurrent = np.empty_like(candidate)
+    recurrent[:] = b_hh[2 * hidden:]
+    before = np.zeros_like(candidate)
+    state, top = np.empty_like(candidate), np.empty_like(candidate)
+    start = previous = 0
+    # exp(-x) may overflow to infinity, whose reciprocal is the right 0.
     with np.errstate(over="ignore"):
-        np.exp(np.negative(x, out=x), out=x)
-    x += 1
-    np.reciprocal(x, out=x)
+        for n in sizes:
+            now, last = slice(start, start + n), slice(previous, previous + n)
+            rz, c, h = gates[now], candidate[now], before[now]
+            if start:
+                h[:] = state[last]
+                product = h @ w_hh_t
+                rz -= product[:, :2 * hidden]
+                recurrent[now] += product[:, 2 * hidden:]
+            np.exp(rz, out=rz)
+            rz += 1
+            np.reciprocal(rz, out=rz)
+            c += rz[:, :hidden] * recurrent[now]
+            np.tanh(c, out=c)
+            new = np.subtract(h, c, out=state[now])
+            new *= rz[:, hidden:]
+            new += c
+            np.maximum(new, top[last] if start else new, out=top[now])
+            start, previous = start + n, start
+    return GruStates(x, gates, candidate, recurrent, before, state, top, rows, sizes)
 
 
 def scatter(values, rows):

@@ -1,8 +1,7 @@
 """The sampled softmax: the cross-entropy of targets among candidates that all of them share.
 
-On a CPU losses and gradients are computed in one pass over blocks of rows whose logits stay in the
-cache (FusedCrossEntropy); on a GPU by Paddle's operators, over all logits at once. Both are the
-same function.
+On a CPU losses and gradients are computed in one pass over blocks of rows (FusedCrossEntropy); on a
+GPU by Paddle's operators, over all logits at once. Both are the same function.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from ssr.runtime import paddle
 
 F = paddle.nn.functional
 
-BLOCK_NUMBERS = 2 ** 18  # logits of a block, 1 MB: what a core's second-level cache holds
-MIN_BLOCK_ROWS = 128  # of a block: a product of fewer rows is slower than the cache is fast
+BLOCK_NUMBERS = 2 ** 20  # logits of a block, 4 MB: products of fewer are slower than cache is fast
+MIN_BLOCK_ROWS = 128  # of a block, for the same reason
 MAX_UNSHIFTED = 40  # e^40 times the items that a candidate stands for is far below a float's range
 
 
@@ -90,7 +89,7 @@ def losses_and_gradients(users, items, place, certain, log_inclusion, scale, wei
     counts = 1 / inclusion
     counted = items * counts[:, None]
     losses = np.empty(len(users), users.dtype)
-    d_users, d_items = np.empty_like(users), np.zeros_like(items)
+    d_users, d_items = np.empty_like(users), np.empty_like(items)
     edges = _block_edges(len(users), len(items))
     logits = np.empty((np.diff(edges).max(), len(items)), users.dtype)
     pairs = np.searchsorted(certain[:, 0], edges)
@@ -111,7 +110,11 @@ def losses_and_gradients(users, items, place, certain, log_inclusion, scale, wei
         share = scale / total if weights is None else scale * weights[block] / total
         np.matmul(e, counted, out=d_users[block])
         d_users[block] *= share[:, None]
-        d_items += e.T @ (users[block] * share[:, None])
+        users_share = users[block] * share[:, None]
+        if begin:
+            d_items += e.T @ users_share
+        else:
+            np.matmul(e.T, users_share, out=d_items)
     d_items *= counts[:, None]
     return losses, d_users, d_items
 

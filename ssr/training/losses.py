@@ -82,12 +82,13 @@ def own_session(batch):
     batch: reader.Batch with shared candidates, all items of its sessions among them
     returns <int64>[n, 2], ascending: target number i has the candidate j
     """
-    sessions, lengths = batch.sessions()
-    place = np.searchsorted(batch.candidates, sessions)
-    targets = batch.lengths if batch.every_prefix else np.ones_like(lengths)
-    count = np.repeat(lengths, targets)
-    first = np.repeat(np.cumsum(lengths) - lengths, targets)
-    row = np.repeat(np.arange(len(batch.positive)), count)
+    items, lengths = batch.sessions()
     width = len(batch.candidates)
-    pairs = np.unique(row * width + place[ragged_arange(first, count)])
-    return np.stack(np.divmod(pairs, width), axis=1)
+    session = np.repeat(np.arange(len(lengths)), lengths)
+    pairs = np.unique(session * width + np.searchsorted(batch.candidates, items))
+    session, place = np.divmod(pairs, width)
+    count = np.bincount(session)
+    targets = batch.lengths if batch.every_prefix else np.ones_like(count)
+    first, count = (np.repeat(numbers, targets) for numbers in (np.cumsum(count) - count, count))
+    row = np.repeat(np.arange(len(batch.positive)), count)
+    return np.stack([row, place[ragged_arange(first, count)]], axis=1)
