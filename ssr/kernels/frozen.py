@@ -132,7 +132,7 @@ class _Towers(NamedTuple):
         if sizes["user_encoder"] == "gru":
             def take(weight, *shape):
                 return state.take(f"{name}.user_encoder.gru.{weight}_l0", *shape)
-            gru = (take("weight_ih", 3 * hidden, dim),
+            gru = (np.ascontiguousarray(take("weight_ih", 3 * hidden, dim).T),
                    np.ascontiguousarray(take("weight_hh", 3 * hidden, hidden).T),
                    take("bias_ih", 3 * hidden), take("bias_hh", 3 * hidden))
             encoded = hidden if pooling == "max" else 2 * hidden
@@ -161,19 +161,20 @@ class _Towers(NamedTuple):
         if self.gru is None:
             return np.add.reduceat(emb, ends - lengths)
         states = packed_gru(np.ascontiguousarray(emb), *self.gru, lengths)
-        top = scatter(states.top, states.rows)[ends - 1]
+        last = scatter(np.arange(len(emb)), states.rows)[ends - 1]
         if self.pooling == "max":
-            return top
-        return np.concatenate([top, scatter(states.state, states.rows)[ends - 1]], axis=1)
+            return states.top[last]
+        return np.concatenate([states.top[last], states.state[last]], axis=1)
 
     def _add_clicks(self, user, emb, lengths):
         """Adds the embeddings of the last clicks and the mean of all to what the fc made."""
         ends = np.cumsum(lengths)
         clicks = _unit_rows(emb) if self.pooling == "max_unit_clicks" else emb
-        *recent, of_mean = self.gains
-        for back, gain in enumerate(recent):
-            has_click = lengths > back
-            user[has_click] += gain * clicks[ends[has_click] - 1 - back]
+        recent, of_mean = self.gains[:-1], self.gains[-1]
+        back = np.arange(len(recent))
+        has_click = lengths[:, None] > back
+        newest = clicks[np.where(has_click, ends[:, None] - 1 - back, 0)]
+        user += np.einsum("ij,ijk,jk->ik", has_click, newest, recent)
         total = np.add.reduceat(clicks, ends - lengths)
         user += of_mean * (total / lengths[:, None].astype(np.float32))
 

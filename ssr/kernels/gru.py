@@ -64,7 +64,7 @@ class PackedGRU(PyLayer):
         """x: <float32>[clicks, dim], w_ih: [3 hidden, dim], w_hh: [3 hidden, hidden],
         b_ih, b_hh: [3 hidden] (reset, update, candidate); the rest as of gru_tops."""
         x, w_ih, w_hh, b_ih, b_hh = map(as_array, (x, w_ih, w_hh, b_ih, b_hh))
-        states = packed_gru(x, w_ih, np.ascontiguousarray(w_hh.T), b_ih, b_hh, lengths)
+        states = packed_gru(x, w_ih.T, np.ascontiguousarray(w_hh.T), b_ih, b_hh, lengths)
         ctx.saved = w_ih, w_hh, states
         hidden = w_hh.shape[1]
         result, pooled = new_tensor(len(x), (1 + and_states) * hidden)

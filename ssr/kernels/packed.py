@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+ONE = np.float32(1)  # numpy takes longer to add an int
+
 
 def time_major(lengths):
     """Where the rows of sequences that lie end to end go when step t of all of them comes first.
@@ -19,6 +21,8 @@ def time_major(lengths):
     returns rows: <int64>[clicks], the row to take for each place of the new order;
     sizes: list of ints, how many sequences are longer than t
     """
+    if len(lengths) == 1:  # as a service asks
+        return np.arange(lengths[0]), [1] * int(lengths[0])
     longest_first = np.argsort(-lengths, kind="stable")
     sizes = len(lengths) - np.cumsum(np.bincount(lengths))[:-1]
     starts = (np.cumsum(lengths) - lengths)[longest_first]
@@ -48,10 +52,10 @@ class GruStates(NamedTuple):
     sizes: list
 
 
-def packed_gru(x, w_ih, w_hh_t, b_ih, b_hh, lengths):
+def packed_gru(x, w_ih_t, w_hh_t, b_ih, b_hh, lengths):
     """The states of a GRU (gru.PackedGRU has the equations), and what its gradients need.
 
-    x: <float32>[clicks, dim], w_ih: [3 hidden, dim], w_hh_t: [hidden, 3 hidden], b_ih, b_hh:
+    x: <float32>[clicks, dim], w_ih_t: [dim, 3 hidden], w_hh_t: [hidden, 3 hidden], b_ih, b_hh:
     [3 hidden], all of numpy; lengths: <int64>[batch]
     returns GruStates
     """
@@ -60,7 +64,7 @@ def packed_gru(x, w_ih, w_hh_t, b_ih, b_hh, lengths):
     x = x[rows]
     bias = b_ih.copy()
     bias[:2 * hidden] += b_hh[:2 * hidden]
-    gates = x @ w_ih.T
+    gates = x @ w_ih_t
     gates += bias
     candidate = gates[:, 2 * hidden:]  # becomes c in place
     gates = gates[:, :2 * hidden]  # becomes r, z in place; until then what they are the sigmoid of,
@@ -81,7 +85,7 @@ def packed_gru(x, w_ih, w_hh_t, b_ih, b_hh, lengths):
                 rz -= product[:, :2 * hidden]
                 recurrent[now] += product[:, 2 * hidden:]
             np.exp(rz, out=rz)
-            rz += 1
+            rz += ONE
             np.reciprocal(rz, out=rz)
             c += rz[:, :hidden] * recurrent[now]
             np.tanh(c, out=c)
