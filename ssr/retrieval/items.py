@@ -21,6 +21,7 @@ from ssr.errors import StoreError
 from ssr.retrieval.bag import NOTHING, Bag
 from ssr.retrieval.builds import REMEDY
 from ssr.retrieval.database import connect, has_writer_come, sqlite_errors, transaction
+from ssr.retrieval.remembered import Remembered
 from ssr.retrieval.rows import (
     CRCS,
     FIELDS,
@@ -79,6 +80,9 @@ class Items:
         self._asking = threading.Lock()  # around the connection that reads
         self._browsing = threading.Lock()  # around the one that looks through texts
         self._connections = []
+        self._known, self._texts, self._bags = (
+            Remembered(read, self._data_version)
+            for read in (self._read_known, self._read_texts, self._read_bags))
         try:
             with self.errors():
                 self._reads, self._browses = self._connect(True), self._connect(True)
@@ -138,6 +142,9 @@ class Items:
         for the change."""
         if has_writer_come(self._reads, self.file):
             self._connect_again()
+        return self._data_version()
+
+    def _data_version(self):
         return self._reads, self.ask("PRAGMA data_version")[0][0]
 
     def _connect_again(self):
@@ -176,6 +183,9 @@ class Items:
 
     def find(self, ids):
         """{id: KnownItem} of those of the ids, strings, that are known, removed ones included."""
+        return self._known.find(ids)
+
+    def _read_known(self, ids):
         crc = "bag_crc" if self.has_checksums else "NULL"
         rows = self.ask(f"SELECT id, key, bag, removed, {crc} FROM items "
                         "WHERE id IN (SELECT value FROM json_each(?))", json.dumps(ids))
@@ -188,10 +198,16 @@ class Items:
 
     def texts(self, keys):
         """{key: (id, text)} of keys, ints. Raises StoreError where one is not there."""
+        return self._texts.find(keys)
+
+    def _read_texts(self, keys):
         return {key: (id, text) for key, id, text in self._column("text", str, keys)}
 
     def bags(self, keys):
         """{key: Bag} of keys, ints. Raises StoreError where one is not there."""
+        return self._bags.find(keys)
+
+    def _read_bags(self, keys):
         return {key: Bag.from_bytes(bag) for key, _, bag in self._column("bag", bytes, keys)}
 
     def _column(self, name, kind, keys):
