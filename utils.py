@@ -15,7 +15,7 @@ import numpy as np
 from ssr.architecture import check_architecture
 from ssr.errors import SetupError
 from ssr.files import file_digest, write_atomically, write_json
-from ssr.pickled import load_arrays
+from ssr.pickled import load_arrays, save_arrays
 from ssr.runtime import paddle
 
 logger = logging.getLogger(__name__)
@@ -98,11 +98,21 @@ def save_checkpoint(model_dir, epoch, model, optimizer_state, meta):
     path = os.path.join(model_dir, f"epoch_{epoch}")
     states = {".pdparams": model.state_dict(), ".pdopt": optimizer_state}
     for suffix, state in states.items():
-        write_atomically(path + suffix, lambda name, state=state: paddle.save(state, name))
+        write_atomically(path + suffix, lambda name, state=state: save_state(name, state))
     write_json(path + ".json", dict(
         meta, epoch=epoch, bytes={suffix: os.path.getsize(path + suffix) for suffix in states},
         digests={suffix: file_digest(path + suffix) for suffix in states}))
     return path
+
+
+def save_state(path, state):
+    """Writes a state dict, {name: tensor}, for paddle.load and load_state."""
+    from ssr.kernels.memory import as_array  # here: only training needs it
+
+    arrays = {name: as_array(tensor) if tensor.place.is_cpu_place()
+              and tensor.dtype == paddle.float32 else tensor.numpy()
+              for name, tensor in state.items()}
+    save_arrays(path, arrays, {name: tensor.name for name, tensor in state.items()})
 
 
 def checkpoint_epochs(model_dir):
@@ -206,17 +216,16 @@ def checked_state(model_dir, epoch, suffix):
 
 
 def load_state(model_dir, epoch, suffix):
-    """The state dict in epoch_N + suffix, {name: tensor}. Raises SetupError, as checked_state."""
-    path = checked_state(model_dir, epoch, suffix)
-    return {name: paddle.to_tensor(array) for name, array in load_arrays(path).items()}
+    """The state dict in epoch_N + suffix, {name: numpy array}: tensors would be another copy of the
+    table. Raises SetupError, as checked_state."""
+    return load_arrays(checked_state(model_dir, epoch, suffix))
 
 
 def load_parameters(model, model_dir, epoch):
     """Loads the parameters of a checkpoint into a model. Raises SetupError, also where they are not
     those of such a model."""
-    path = checked_state(model_dir, epoch, ".pdparams")
-    saved = load_arrays(path)  # no tensors: they would be another copy of the table
-    check_parameters(saved, model.state_dict(), path)
+    saved = load_state(model_dir, epoch, ".pdparams")
+    check_parameters(saved, model.state_dict(), f"{model_dir}/epoch_{epoch}.pdparams")
     model.set_state_dict(saved)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import paddle
@@ -111,14 +112,33 @@ def test_what_is_no_state_dict_is_one_error(tmp_path, content):
         load_arrays(str(path))
 
 
-def test_a_state_dict_comes_back(tmp_path):
+@pytest.mark.parametrize("load", [load_arrays, paddle.load])
+@pytest.mark.parametrize("save", [utils.save_state, lambda path, state: paddle.save(state, path)])
+def test_a_state_dict_comes_back(tmp_path, save, load):
     path = str(tmp_path / "state.pdparams")
     layer = paddle.nn.GRU(3, 4)
-    paddle.save(layer.state_dict(), path)
-    saved = load_arrays(path)
+    layer.register_buffer("clicks", paddle.arange(5, dtype="int32"))
+    layer.register_buffer("transposed", paddle.rand([3, 4]).transpose([1, 0]))
+    save(path, layer.state_dict())
+    saved = load(path)
     assert saved.keys() == layer.state_dict().keys()
     for name, value in layer.state_dict().items():
-        np.testing.assert_array_equal(saved[name], value.numpy())
+        np.testing.assert_array_equal(np.asarray(saved[name]), value.numpy())
+        assert getattr(saved[name], "name", value.name) == value.name
+
+
+def test_saving_and_loading_take_one_array_at_a_time(tmp_path):
+    path, size = str(tmp_path / "state.pdopt"), 8 << 20
+    state = {f"moment{number}": paddle.rand([size // 4]) for number in range(4)}
+    tracemalloc.start()
+    try:
+        utils.save_state(path, state)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * size
+        tracemalloc.reset_peak()
+        loaded = load_arrays(path)
+        assert tracemalloc.get_traced_memory()[1] < (len(loaded) + 1.5) * size
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("change, message", [

@@ -130,7 +130,7 @@ def test_a_step_moves_no_row_of_an_item_that_training_does_not_have(in_sample):
     never = np.flatnonzero(dataset.item_clicks() == 0)
     run = prepare(train.parse_args([*FLAGS, "--recipe", "strong", "--model_dir", "fresh"]))
     fresh, _ = train.build(run.settings, run.clicks, run.content)
-    before, after = fresh.embedding.weight.numpy(), parameters(epoch=1)["embedding.weight"].numpy()
+    before, after = fresh.embedding.weight.numpy(), parameters(epoch=1)["embedding.weight"]
     assert (before[never] == after[never]).all()
     assert (before != after).any(1)[60:].all()  # and every token's
 
@@ -143,7 +143,7 @@ def test_resume_equals_no_interruption(in_sample, recipe):
     assert run_train("--resume") == 0
     whole, parts = parameters("whole"), parameters()
     for name in whole:
-        np.testing.assert_array_equal(whole[name].numpy(), parts[name].numpy())
+        np.testing.assert_array_equal(whole[name], parts[name])
 
 
 @pytest.fixture
@@ -165,17 +165,17 @@ def grown(in_sample):
 def test_a_new_run_begins_with_the_parameters_of_an_older_one(grown):
     assert train.main([*grown, "--base_lr", "0"]) == 0
     old, new = parameters(), parameters("next", 1)
-    table, grown_table = old["embedding.weight"].numpy(), new["embedding.weight"].numpy()
+    table, grown_table = old["embedding.weight"], new["embedding.weight"]
     np.testing.assert_array_equal(grown_table[:60], table[:60])
     np.testing.assert_array_equal(grown_table[64:], table[60:])  # the tokens
     assert (grown_table[60:64] != 0).all()
     for name in old.keys() - {"embedding.weight", "item_clicks"}:
-        np.testing.assert_array_equal(new[name].numpy(), old[name].numpy())
-    clicks = new["item_clicks"].numpy()
+        np.testing.assert_array_equal(new[name], old[name])
+    clicks = new["item_clicks"]
     assert clicks[[60, 61, 62, 63]].tolist() == [40, 20, 20, 0]
-    assert clicks[3] == old["item_clicks"].numpy()[3] + 40
+    assert clicks[3] == old["item_clicks"][3] + 40
     # Of the optimizer's state only what the batches need has moved.
-    before, after = (utils.load_state(directory, epoch, ".pdopt")["emb.item_moment2_0"].numpy()
+    before, after = (utils.load_state(directory, epoch, ".pdopt")["emb.item_moment2_0"]
                      for directory, epoch in (("model_output", 2), ("next", 1)))
     assert after.shape == (len(before) + 4, 16)
     rest = np.setdiff1d(np.arange(60), [3, 5])
@@ -195,7 +195,7 @@ def test_a_run_on_a_grown_catalogue_learns_and_goes_on(grown):
     assert train.main(["--resume", *grown[2:-2]]) == 0
     again = parameters("next", 2)
     for name in whole:
-        np.testing.assert_array_equal(whole[name].numpy(), again[name].numpy())
+        np.testing.assert_array_equal(whole[name], again[name])
 
 
 def test_errors_of_init_from(grown, capsys):

@@ -21,13 +21,13 @@ class Checkpoint:
     meta: dict
 
     def load(self, suffix):
-        """The state dict in the file of a suffix, {name: tensor}. Raises SetupError."""
+        """The state dict in the file of a suffix, {name: numpy array}. Raises SetupError."""
         return utils.load_state(self.model_dir, self.epoch, suffix)
 
     def item_clicks(self):
         """<int32>[V]: how often each item was clicked in training. Raises SetupError."""
         try:
-            return self.load(".pdparams")["item_clicks"].numpy()
+            return self.load(".pdparams")["item_clicks"]
         except KeyError as error:
             raise SetupError(f"{self.model_dir}/epoch_{self.epoch}.pdparams is damaged: it lacks "
                              "item_clicks") from error
@@ -72,14 +72,16 @@ def restore(model, optimizer, source):
     parameters["item_clicks"] = model.item_clicks
     table = model.embedding.weight
     if "embedding.weight" in parameters:
-        parameters["embedding.weight"] = _grown(parameters["embedding.weight"], table, rows)
+        parameters["embedding.weight"] = _grown(parameters["embedding.weight"], rows, table,
+                                                lambda: table.numpy().copy())
     utils.check_parameters(parameters, model.state_dict(),
                            f"{source.model_dir}/epoch_{source.epoch}.pdparams")
     model.set_state_dict(parameters)
+    del parameters  # the optimizer's state is larger still
     state = source.load(".pdopt")
     for name, saved in state.items():
-        if name.startswith(table.name) and saved.shape == [len(rows), table.shape[1]]:
-            state[name] = _grown(saved, paddle.zeros_like(table), rows)
+        if name.startswith(table.name) and saved.shape == (len(rows), table.shape[1]):
+            state[name] = _grown(saved, rows, table, lambda: np.zeros(table.shape, np.float32))
     optimizer.set_state_dict(state)
 
 
@@ -90,11 +92,17 @@ def _rows_of(sizes, model):
                            model.vocab_size + np.arange(sizes["num_tokens"])])
 
 
-def _grown(saved, initial, rows):
-    """The initial values, with the saved ones in their rows. Raises SetupError."""
-    if list(saved.shape) != [len(rows), initial.shape[1]]:
+def _grown(saved, rows, table, initial):
+    """What was saved, where the table has grown in its rows of the initial values. Raises
+    SetupError.
+
+    saved: numpy <float32>[rows, dim]; initial: called for numpy <float32> like the table
+    """
+    if saved.shape != (len(rows), table.shape[1]):
         raise SetupError(f"the table of the checkpoint is {list(saved.shape)}, and its metadata "
-                         f"say {[len(rows), initial.shape[1]]}: it is damaged")
-    full = initial.numpy().copy()
-    full[rows] = saved.numpy()
-    return paddle.to_tensor(full)
+                         f"say {[len(rows), table.shape[1]]}: it is damaged")
+    if len(rows) == len(table):
+        return saved
+    full = initial()
+    full[rows] = saved
+    return full
