@@ -196,15 +196,15 @@ class WeightedClicks(paddle.autograd.PyLayer):
         out, total = new_tensor(*x.shape)
         np.multiply(averages, gains[-1], out=total)
         total += x * gains[0]
-        for back in range(1, len(gains) - 1):
-            now = np.flatnonzero(place >= back)
+        older = [(back, np.flatnonzero(place >= back)) for back in range(1, len(gains) - 1)]
+        for back, now in older:
             total[now] += x[now - back] * gains[back]
-        ctx.saved = x, gains, place, order, averages
+        ctx.saved = x, gains, place, order, averages, older
         return out
 
     @staticmethod
     def backward(ctx, d_out):
-        x, gains, place, (rows, sizes), averages = ctx.saved
+        x, gains, place, (rows, sizes), averages, older = ctx.saved
         d_total = as_array(d_out)
         d_gains = np.empty_like(gains)
         d_gains[-1] = np.einsum("ij,ij->j", d_total, averages)
@@ -217,8 +217,7 @@ class WeightedClicks(paddle.autograd.PyLayer):
         gradient, d_x = new_tensor(*x.shape)
         d_x[rows] = d_averages
         d_x += d_total * gains[0]
-        for back in range(1, len(gains) - 1):
-            now = np.flatnonzero(place >= back)
+        for back, now in older:
             d_gains[back] = np.einsum("ij,ij->j", d_total[now], x[now - back])
             d_x[now - back] += d_total[now] * gains[back]
         return gradient, paddle.to_tensor(d_gains)
