@@ -15,7 +15,8 @@ class LazyAdam(paddle.optimizer.Adam):
     """paddle.optimizer.Adam with lazy_mode: a row without a gradient keeps its value and moments.
 
     On a CPU numpy takes the place of Paddle's, which goes number by number where a gradient is
-    sparse. The state is Paddle's, and so is a file of it.
+    sparse, and corrects the moments as if it were a step later (PaddlePaddle/Paddle#53052): its
+    first steps are up to a quarter too small. The state is Paddle's, and so is a file of it.
     """
 
     def __init__(self, learning_rate, parameters):

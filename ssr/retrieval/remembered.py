@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-ROOM = 1 << 15  # values; beyond it all are forgotten
+ROOM = 1 << 14  # values; beyond it all are forgotten
 
 
 class Remembered:
