@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -661,12 +660,12 @@ class Server:
 
     def __init__(self, index_dir, *flags, files=None, **environment):
         """files: how many it may have open"""
+        limited = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"] if files else []
         self.process = subprocess.Popen(
-            [sys.executable, os.path.join(ROOT, "serve.py"), "--index_dir", str(index_dir),
-             "--port", "0", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "SSR_TOKEN": "", **environment},
-            preexec_fn=files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE,
-                                                             (files, files))))
+            [*limited, sys.executable, os.path.join(ROOT, "serve.py"), "--index_dir",
+             str(index_dir), "--port", "0", *flags], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "SSR_TOKEN": "", **environment})
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
         self.url = line.split(" on ")[1].strip()
