@@ -48,8 +48,7 @@ class Batch(NamedTuple):
     shown: <int64>[targets, n] with shared candidates, of each target items that the same user saw
         beside it and did not click (ssr.training.negatives.ShownNegatives), or the target itself
         where nothing is known; None where nothing is asked of that
-    rows: <int64>[rows], the rows of the table that the batches of all ranks need, ascending, each
-        once. Every rank knows them without asking the others.
+    rows: <int64>[rows], those of the table that the batches of all ranks need, ascending, each once
     bags: ssr.training.content.Bags of the items of ids(); None where each is one row, its own id
     """
 
@@ -81,8 +80,8 @@ class Batch(NamedTuple):
         return np.concatenate(parts if self.shown is None else [*parts, self.shown.ravel()])
 
     def places(self):
-        """Where the embeddings of clicks, and of candidates and shown, are among those that the
-        rows make up: <int64>[clicks], <int64>[candidates + shown]."""
+        """<int64>[clicks], <int64>[candidates + shown]: where their embeddings are among those
+        that the rows make up."""
         place = np.searchsorted(self.rows, self.ids()) if self.bags is None else self.bags.place
         return place[:len(self.clicks)], place[len(self.clicks):]
 
@@ -238,7 +237,8 @@ def with_rows(batch, whole, content=None, random=None):
     if content is None:
         return batch._replace(rows=np.unique(whole.ids()))
     dropped = content.draw_dropped(random, whole.ids())
-    bags = content.bags(batch.ids(), dropped, content.rows_needed(whole.ids(), dropped))
+    rows = None if batch is whole else content.rows_needed(whole.ids(), dropped)
+    bags = content.bags(batch.ids(), dropped, rows)
     return batch._replace(rows=bags.rows, bags=bags)
 
 

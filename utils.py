@@ -107,12 +107,10 @@ def save_checkpoint(model_dir, epoch, model, optimizer_state, meta):
 
 def save_state(path, state):
     """Writes a state dict, {name: tensor}, for paddle.load and load_state."""
-    from ssr.kernels.memory import as_array  # here: only training needs it
+    from ssr.kernels.memory import host_array  # here: only training needs it
 
-    arrays = {name: as_array(tensor) if tensor.place.is_cpu_place()
-              and tensor.dtype == paddle.float32 else tensor.numpy()
-              for name, tensor in state.items()}
-    save_arrays(path, arrays, {name: tensor.name for name, tensor in state.items()})
+    save_arrays(path, {name: host_array(tensor) for name, tensor in state.items()},
+                {name: tensor.name for name, tensor in state.items()})
 
 
 def checkpoint_epochs(model_dir):

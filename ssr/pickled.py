@@ -30,7 +30,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def save_arrays(path, arrays, names):
-    """Writes a state dict. One array at a time is in memory a second time.
+    """Writes a state dict. One array at most is in memory a second time.
 
     arrays: {name: numpy array}; names: {name: that of the tensor} for paddle.load, which makes
         tensors of these

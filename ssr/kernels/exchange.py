@@ -134,14 +134,14 @@ class GradientExchange:
         _, self.size = rank_and_size()
         self.model = model
         self.dense = [p for p in model.parameters() if p is not model.embedding.weight]
-        self.table = self.rows = None  # of a step: what was looked up, and its copy in the model
+        self.looked_up = self.rows = None  # of a step; rows: the copy that the model works with
         self.seconds = 0.0  # spent in the exchange, waiting for slower ranks included
 
     def look_up(self, rows):
         """As SequenceSemanticRetrieval.look_up, with a gradient that stays with the result. rows:
         of a reader.Batch, the same on every rank"""
-        self.table = self.model.look_up(rows)
-        self.rows = self.table.detach()
+        self.looked_up = self.model.look_up(rows)
+        self.rows = self.looked_up.detach()
         self.rows.stop_gradient = False
         return self.rows
 
@@ -157,6 +157,6 @@ class GradientExchange:
         for parameter, gradient in zip(self.dense, sums):
             parameter.grad = gradient
         # Backward through the look-up is what makes a sparse gradient of rows and their ids.
-        paddle.autograd.backward([self.table], [table])
-        self.table = self.rows = None
+        paddle.autograd.backward([self.looked_up], [table])
+        self.looked_up = self.rows = None
         return sums[len(self.dense):]

@@ -52,13 +52,11 @@ class FrozenModel:
         frozen, itself."""
         if isinstance(model, cls):
             return model
-        from ssr.kernels.memory import as_array  # here: where there is a model of Paddle
+        from ssr.kernels.memory import host_array  # here: where there is a model of Paddle
 
         state = {name: tensor.numpy() for name, tensor in model.state_dict().items()
                  if name != "embedding.weight"}
-        table = model.embedding.weight
-        state["embedding.weight"] = (as_array(table) if table.place.is_cpu_place()
-                                     else table.numpy())
+        state["embedding.weight"] = host_array(model.embedding.weight)
         return cls(model.sizes, state)
 
     def encode_user(self, emb, lengths):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ssr.kernels.memory import as_array, new_tensor
 from ssr.kernels.packed import packed_gru
-from ssr.kernels.ragged import on_cpu
+from ssr.kernels.ragged import on_cpu, take
 from ssr.runtime import paddle
 
 PyLayer = paddle.autograd.PyLayer
@@ -37,13 +37,13 @@ def padded_gru(gru, emb, lengths, and_states=False):
     starts = np.cumsum(lengths) - lengths
     # Padding repeats the last click; it comes after all that is looked at.
     step = np.minimum(np.arange(time), lengths[:, None] - 1)
-    padded = paddle.gather(emb, paddle.to_tensor((starts[:, None] + step).ravel()))
+    padded = take(emb, (starts[:, None] + step).ravel())
     states, _ = gru(padded.reshape([batch, time, -1]), sequence_length=paddle.to_tensor(lengths))
     pooled, _ = paddle.cummax(states, axis=1)
     if and_states:
         pooled = paddle.concat([pooled, states], axis=2)
-    valid = paddle.to_tensor(np.flatnonzero(np.arange(time) < lengths[:, None]))
-    return paddle.gather(pooled.reshape([batch * time, -1]), valid)
+    valid = np.flatnonzero(np.arange(time) < lengths[:, None])
+    return take(pooled.reshape([batch * time, -1]), valid)
 
 
 class PackedGRU(PyLayer):

@@ -25,6 +25,14 @@ def as_array(tensor):
     return np.asarray(_Memory(tensor if tensor.is_contiguous() else tensor.contiguous()))
 
 
+def host_array(tensor):
+    """The numbers of a tensor of any device and type, numpy: of <float32> on a CPU not a copy of
+    them, as as_array."""
+    if tensor.place.is_cpu_place() and tensor.dtype == paddle.float32:
+        return as_array(tensor)
+    return tensor.numpy()
+
+
 def new_tensor(*shape):
     """A tensor <float32>[shape] on a CPU, of any numbers, and the array over its memory."""
     tensor = paddle.empty(shape)

@@ -67,8 +67,8 @@ def packed_gru(x, w_ih_t, w_hh_t, b_ih, b_hh, lengths):
     gates = x @ w_ih_t
     gates += bias
     candidate = gates[:, 2 * hidden:]  # becomes c in place
-    gates = gates[:, :2 * hidden]  # becomes r, z in place; until then what they are the sigmoid of,
-    np.negative(gates, out=gates)  # negative
+    gates = gates[:, :2 * hidden]  # becomes r, z in place: 1 / (1 + exp(-x))
+    np.negative(gates, out=gates)
     recurrent = np.empty_like(candidate)
     recurrent[:] = b_hh[2 * hidden:]
     before = np.zeros_like(candidate)

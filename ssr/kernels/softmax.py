@@ -14,8 +14,8 @@ from ssr.runtime import paddle
 
 F = paddle.nn.functional
 
-BLOCK_NUMBERS = 2 ** 20  # logits of a block, 4 MB: products of fewer are slower than cache is fast
-MIN_BLOCK_ROWS = 128  # of a block, for the same reason
+# Logits of a block, 4 MB, and its rows at least: smaller products lose more than the cache gains.
+BLOCK_NUMBERS, MIN_BLOCK_ROWS = 2 ** 20, 128
 MAX_UNSHIFTED = 40  # e^40 times the items that a candidate stands for is far below a float's range
 
 

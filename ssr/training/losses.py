@@ -6,6 +6,7 @@ import numpy as np
 
 from nets import mean_over_members
 from reader import ragged_arange
+from ssr.kernels.ragged import take
 from ssr.kernels.softmax import sampled_cross_entropy
 from ssr.runtime import paddle
 
@@ -51,7 +52,7 @@ class SampledSoftmaxLoss(nn.Layer):
         if shown is not None:
             place, _ = targets
             among_shown = self._among_shown(
-                users, paddle.gather(items, paddle.to_tensor(place)), shown, batch)
+                users, take(items, place), shown, batch)
             losses = self.sampled_weight * losses + among_shown
         return losses, correct
 
