@@ -106,9 +106,11 @@ def save_checkpoint(model_dir, epoch, model, optimizer_state, meta):
 
 
 def save_state(path, state):
-    """Writes a state dict, {name: tensor}, for paddle.load and load_state."""
+    """Writes a state dict, {name: tensor}, for paddle.load and load_state, and makes its directory
+    if need be."""
     from ssr.kernels.memory import host_array  # here: only training needs it
 
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     save_arrays(path, {name: host_array(tensor) for name, tensor in state.items()},
                 {name: tensor.name for name, tensor in state.items()})
 

@@ -54,8 +54,7 @@ def write_model(model_dir, num_items):
 
     settings = merge({})
     model, _ = build(settings, np.ones(num_items, np.int32))
-    # Paddle warns of a state that is empty.
-    checkpoints.save(model_dir, settings, model, {"LR_Scheduler": {}}, 1, {})
+    checkpoints.save(model_dir, settings, model, {}, 1, {})
 
 
 def gflop(queries, items):

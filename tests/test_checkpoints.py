@@ -127,6 +127,13 @@ def test_a_state_dict_comes_back(tmp_path, save, load):
         assert getattr(saved[name], "name", value.name) == value.name
 
 
+def test_a_checkpoint_makes_its_directory(tmp_path):
+    layer, directory = paddle.nn.Linear(2, 3), str(tmp_path / "not" / "there")
+    utils.save_checkpoint(directory, 1, layer, {}, {})
+    saved = load_arrays(f"{directory}/epoch_1.pdparams")
+    np.testing.assert_array_equal(saved["weight"], layer.weight.numpy())
+
+
 def test_saving_and_loading_take_one_array_at_a_time(tmp_path):
     path, size = str(tmp_path / "state.pdopt"), 8 << 20
     state = {f"moment{number}": paddle.rand([size // 4]) for number in range(4)}

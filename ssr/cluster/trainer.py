@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import math
 import time
-import warnings
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -155,8 +154,7 @@ class Trainer:
         own, and "trainers" in the metadata says so. Returns its path."""
         if epoch == 1:
             utils.remove_checkpoints(self.model_dir)
-        with dygraph(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the optimizer's state is empty
+        with dygraph():
             for parameter in self.model.parameters():
                 parameter.set_value(values[parameter.name])
             return checkpoints.save(self.model_dir, self.run.settings, self.model, {}, epoch,
